@@ -1,0 +1,93 @@
+//! The handle of a running agent.
+
+use anyhow::{Context, Result};
+use model::inspect::Table;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{AgentConfig, Credentials},
+    core::{Command, Core},
+    session::Session,
+};
+
+/// Messages that wait for one of the agent's tasks; senders wait when it is full.
+pub(crate) const QUEUE_LEN: usize = 1024;
+
+/// A running agent.
+pub struct Agent {
+    commands: mpsc::Sender<Command>,
+    cancel: CancellationToken,
+    core: JoinHandle<()>,
+    session: JoinHandle<()>,
+}
+
+impl Agent {
+    /// Takes up what an agent before it left (programs, maps, tasks), then follows the managers.
+    /// Ready when the data plane stands.
+    ///
+    /// # Errors
+    /// Names what the node lacks.
+    pub async fn start(
+        config: AgentConfig,
+        credentials: Credentials,
+        cancel: CancellationToken,
+    ) -> Result<Self> {
+        let (commands, command_inbox) = mpsc::channel(QUEUE_LEN);
+        let (events, event_inbox) = mpsc::channel(QUEUE_LEN);
+        let (outbox, outbox_inbox) = mpsc::channel(QUEUE_LEN);
+        let (core, applied) =
+            Core::start(config.clone(), &credentials, outbox, cancel.child_token()).await?;
+        let session = Session {
+            credentials,
+            description: config.description,
+            applied,
+            events,
+            outbox: outbox_inbox,
+            cancel: cancel.child_token(),
+        };
+        Ok(Self {
+            commands,
+            core: tokio::spawn(core.run(command_inbox, event_inbox)),
+            session: tokio::spawn(session.run()),
+            cancel,
+        })
+    }
+
+    /// The rows of one `swarmnet inspect` table, as this node's kernel and agent have them.
+    ///
+    /// # Errors
+    /// When the maps cannot be read, or the table is not this node's to tell.
+    pub async fn inspect(&self, table: Table) -> Result<serde_json::Value> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Inspect(table, reply))
+            .await
+            .context("the agent is stopping")?;
+        answer.await.context("the agent is stopping")?
+    }
+
+    /// Stops the agent and nothing else: tasks, programs and traffic go on.
+    pub async fn stop(self) {
+        self.cancel.cancel();
+        let _ = tokio::join!(self.core, self.session);
+    }
+
+    /// Stops the node's tasks and removes everything that the agent made.
+    ///
+    /// # Errors
+    /// The first failure; the rest is removed all the same.
+    pub async fn leave(self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Leave(reply))
+            .await
+            .context("the agent is stopping")?;
+        let outcome = answer.await.context("the agent is stopping")?;
+        self.stop().await;
+        outcome
+    }
+}

@@ -1,0 +1,364 @@
+//! The agent's one actor: it owns the view, the data plane and the runners, and is the only one to
+//! change any of them.
+
+mod adopt;
+mod compare;
+mod leave;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use datapath::{Datapath, LocalState};
+use executor::{ExecutorConfig, ProcessExecutor};
+use model::{
+    TaskId, TaskState,
+    feed::{AgentMessage, NodeView, Update},
+    inspect::Table,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    agent::QUEUE_LEN,
+    config::{AgentConfig, Credentials},
+    gateway::{self, GatewayPool},
+    links::{self, NodeLinks, NodeLinksSpec},
+    nat, netns,
+    network::NetworkPaths,
+    ports::PortHolder,
+    runner::{Origin, Runner, RunnerContext, RunnerHandle, RunnerMessage},
+    session::{Applied, SessionEvent},
+    status::StatusBook,
+    view_file::ViewFile,
+};
+
+/// Between two comparisons of what should be with what is.
+const COMPARE_PERIOD: Duration = Duration::from_secs(5);
+
+/// What the handle asks of the actor.
+pub(crate) enum Command {
+    Inspect(Table, oneshot::Sender<Result<serde_json::Value>>),
+    Leave(oneshot::Sender<Result<()>>),
+}
+
+pub(crate) struct Core {
+    view_file: ViewFile,
+    links_spec: NodeLinksSpec,
+    links: NodeLinks,
+    datapath: Datapath,
+    view: Arc<NodeView>,
+    local: LocalState,
+    applied: watch::Sender<Applied>,
+    /// The newest view, applied or not, for the resolvers.
+    views: watch::Sender<Arc<NodeView>>,
+    runners: BTreeMap<TaskId, RunnerHandle>,
+    /// Found at the start and not known to the view: they wait for a word from a manager.
+    strays: BTreeMap<TaskId, Origin>,
+    /// An update was applied to the view and not yet acknowledged.
+    owes_ack: bool,
+    context: RunnerContext,
+    runner_inbox: mpsc::Receiver<RunnerMessage>,
+    statuses: StatusBook,
+    ports: PortHolder,
+    outbox: mpsc::Sender<AgentMessage>,
+    cancel: CancellationToken,
+}
+
+impl Core {
+    /// Everything up to the point where the node serves what the last view says. A first start
+    /// that fails leaves nothing behind.
+    pub(crate) async fn start(
+        config: AgentConfig,
+        credentials: &Credentials,
+        outbox: mpsc::Sender<AgentMessage>,
+        cancel: CancellationToken,
+    ) -> Result<(Self, watch::Receiver<Applied>)> {
+        let is_first = !ViewFile::new(&config.state_dir).exists();
+        let datapath = config.datapath();
+        let started = Self::set_up(config, credentials, outbox, cancel).await;
+        if started.is_err() && is_first {
+            leave::undo_set_up(&datapath).await;
+        }
+        started
+    }
+
+    async fn set_up(
+        config: AgentConfig,
+        credentials: &Credentials,
+        outbox: mpsc::Sender<AgentMessage>,
+        cancel: CancellationToken,
+    ) -> Result<(Self, watch::Receiver<Applied>)> {
+        let view_file = ViewFile::new(&config.state_dir);
+        let view = Arc::new(view_file.load()?);
+        let links_spec = links_spec(&config, credentials, &view);
+        let links = links::ensure_node_links(&links_spec).await?;
+        nat::ensure_masquerade(gateway::subnet()).await?;
+        let mut datapath = Datapath::open(&config.datapath())?;
+        datapath.attach_vxlan(links.vxlan_ifindex)?;
+        datapath.attach_uplink(links.uplink_ifindex)?;
+
+        let executor = ProcessExecutor::new(ExecutorConfig {
+            state_dir: config.state_dir.clone(),
+            run_dir: config.run_dir.clone(),
+            shim: config.shim.clone(),
+            cgroup_root: config.cgroup.clone(),
+            images_dir: config.images_dir.clone(),
+        });
+        let paths = NetworkPaths {
+            netns_dir: config.run_dir.join("netns"),
+            record_dir: config.state_dir.join("networks"),
+        };
+        let records = paths.records()?;
+        let gateways = GatewayPool::new(records.iter().map(|record| record.gateway));
+        let (messages, runner_inbox) = mpsc::channel(QUEUE_LEN);
+        let (views, view_watch) = watch::channel(view.clone());
+        let (applied, applied_watch) = watch::channel(Applied {
+            view: view.clone(),
+            digest: view.digest(),
+        });
+        let context = RunnerContext {
+            executor,
+            paths,
+            gateways: Arc::new(Mutex::new(gateways)),
+            view: view_watch,
+            upstreams: node_resolvers(),
+            messages,
+        };
+        let local = LocalState {
+            node: credentials.node,
+            vxlan_ifindex: links.vxlan_ifindex,
+            uplink_ifindex: links.uplink_ifindex,
+            gateway_ifindex: links.gateway_ifindex,
+            gateway_addr: links_spec.gateway_addr,
+            node_addrs: links.addrs.clone(),
+            netns_cookie: netns::current_cookie()
+                .context("cannot read the network namespace's cookie")?,
+            tasks: BTreeMap::new(),
+        };
+        let mut core = Self {
+            view_file,
+            links_spec,
+            links,
+            datapath,
+            view,
+            local,
+            applied,
+            views,
+            runners: BTreeMap::new(),
+            strays: BTreeMap::new(),
+            owes_ack: false,
+            context,
+            runner_inbox,
+            statuses: StatusBook::default(),
+            ports: PortHolder::default(),
+            outbox,
+            cancel,
+        };
+        core.adopt(records).await?;
+        Ok((core, applied_watch))
+    }
+
+    pub(crate) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut events: mpsc::Receiver<SessionEvent>,
+    ) {
+        let mut compare = tokio::time::interval(COMPARE_PERIOD);
+        compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let cancel = self.cancel.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                _ = compare.tick() => {
+                    self.compare().await;
+                    self.repeat_statuses();
+                }
+                Some(command) = commands.recv() => match command {
+                    // A caller that went away needs no answer.
+                    Command::Inspect(table, reply) => drop(reply.send(self.inspect(table))),
+                    Command::Leave(reply) => {
+                        drop(reply.send(self.leave().await));
+                        return;
+                    }
+                },
+                Some(message) = self.runner_inbox.recv() => self.hear_runner(message),
+                Some(event) = events.recv() => self.hear_session(event),
+            }
+        }
+        // Tasks go on without their runners; the next agent adopts them.
+        self.runners.values().for_each(|runner| runner.join.abort());
+    }
+
+    fn hear_session(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Connected => self.repeat_statuses(),
+            SessionEvent::StatusAck(seq) => self.statuses.acknowledge(seq),
+            SessionEvent::Update(update) => self.apply(update),
+        }
+    }
+
+    /// Says again what the managers may not have heard.
+    fn repeat_statuses(&mut self) {
+        if let Some(message) = self.statuses.resend() {
+            self.say(message);
+        }
+    }
+
+    /// Takes the view to the update's version: disk, kernel, runners; then acknowledges.
+    fn apply(&mut self, update: Update) {
+        let version = update.version;
+        let mut view = NodeView::clone(&self.view);
+        view.apply(update);
+        if let Err(err) = self.view_file.save(&view) {
+            error!("the view is not on disk, a restart without managers would go back: {err}");
+        }
+        self.view = Arc::new(view);
+        self.views.send_replace(self.view.clone());
+        self.owes_ack = true;
+        self.ports.update(&self.view);
+        self.settle_strays();
+        self.start_runners();
+        if let Err(err) = self.sync() {
+            // Not acknowledged: the managers see that this node lags. The next comparison tries
+            // again.
+            error!(feed.version = %version, "cannot apply the update: {err:#}");
+        }
+    }
+
+    /// Brings the kernel's maps to the view, and says so to the managers.
+    fn sync(&mut self) -> Result<()> {
+        if !self.view.peers.contains_key(&self.local.node) {
+            // Before the first update: nothing is known, and nothing is in the maps.
+            return Ok(());
+        }
+        let report = tokio::task::block_in_place(|| self.datapath.sync(&self.view, &self.local))?;
+        if !report.is_unchanged() {
+            info!(feed.version = %self.view.version, sync.services = report.services_written,
+                sync.rings = report.rings_written, sync.entries = report.entries_written,
+                sync.removed = report.entries_removed,
+                sync.us = report.duration.as_micros() as u64, "data plane in step");
+        }
+        for skipped in &report.skipped {
+            warn!(feed.version = %self.view.version, "left out of the data plane: {skipped}");
+        }
+        // Each update has its acknowledgement, also one that brings no new version.
+        if std::mem::take(&mut self.owes_ack) {
+            let (view, digest) = (self.view.clone(), self.view.digest());
+            self.applied.send_replace(Applied { view, digest });
+            self.say(AgentMessage::Ack {
+                version: self.view.version,
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells each runner what is wanted now, starts those of new tasks, ends those of gone ones.
+    fn start_runners(&mut self) {
+        for (id, runner) in &self.runners {
+            match self.view.tasks.get(id) {
+                Some(task) => {
+                    runner.desired.send_if_modified(|desired| {
+                        std::mem::replace(desired, task.desired) != task.desired
+                    });
+                }
+                None => {
+                    runner.desired.send_replace(TaskState::Remove);
+                    runner.removed.cancel();
+                }
+            }
+        }
+        let new = self
+            .view
+            .tasks
+            .values()
+            .filter(|task| !task.state.is_terminal() && !self.runners.contains_key(&task.id));
+        for task in new.cloned().collect::<Vec<_>>() {
+            let id = task.id;
+            let runner = Runner::spawn(task, Origin::Fresh, self.context.clone());
+            self.runners.insert(id, runner);
+        }
+    }
+
+    fn hear_runner(&mut self, message: RunnerMessage) {
+        match message {
+            RunnerMessage::Status(status) => {
+                let message = self.statuses.record(status);
+                self.say(message);
+            }
+            RunnerMessage::Attach { task, local, done } => {
+                let attached = self.attach_links(&local);
+                self.local.tasks.insert(task, local);
+                let served = attached.and_then(|()| self.sync());
+                let _ = done.send(served);
+            }
+            RunnerMessage::Detach { task, done } => {
+                let local = self.local.tasks.remove(&task);
+                if let Err(err) = self.sync() {
+                    error!(task.id = %task, "the task's interfaces are still in the maps: {err:#}");
+                }
+                local
+                    .into_iter()
+                    .for_each(|local| self.detach_links(&local));
+                let _ = done.send(());
+            }
+            RunnerMessage::Gone(task) => drop(self.runners.remove(&task)),
+        }
+    }
+
+    fn inspect(&self, table: Table) -> Result<serde_json::Value> {
+        let view = &self.view;
+        Ok(match table {
+            Table::Vips => serde_json::to_value(self.datapath.inspect_vips(view)?)?,
+            Table::Services => serde_json::to_value(self.datapath.inspect_services(view)?)?,
+            Table::Endpoints => serde_json::to_value(self.datapath.inspect_endpoints(view)?)?,
+            Table::Backends => serde_json::to_value(self.datapath.inspect_backends(view)?)?,
+            Table::Flows => serde_json::to_value(self.datapath.inspect_flows(view)?)?,
+            Table::Drops => serde_json::to_value(self.datapath.inspect_drops()?)?,
+            Table::Dns => serde_json::to_value(dns::rows(view))?,
+            Table::Nodes => anyhow::bail!("only managers know how far each node is"),
+        })
+    }
+
+    /// The session reads fast; when it is gone, what is lost is said again at its return.
+    fn say(&self, message: AgentMessage) {
+        if self.outbox.try_send(message).is_err() {
+            debug!("no session takes the agent's message; it is said again");
+        }
+    }
+}
+
+fn links_spec(config: &AgentConfig, credentials: &Credentials, view: &NodeView) -> NodeLinksSpec {
+    let data_path = view
+        .cluster
+        .as_ref()
+        .map(|cluster| cluster.data_path.clone());
+    NodeLinksSpec {
+        data_port: data_path.unwrap_or_default().port,
+        vtep: credentials.vtep,
+        uplink: config.uplink.clone(),
+        gateway_addr: gateway::bridge_addr(),
+        gateway_prefix_len: gateway::subnet().prefix_len(),
+    }
+}
+
+/// The resolvers of the node's `/etc/resolv.conf`, for names outside the cluster.
+fn node_resolvers() -> Vec<SocketAddr> {
+    let content = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+    let config = resolv_conf::Config::parse(&content).unwrap_or_default();
+    config
+        .nameservers
+        .iter()
+        .filter_map(|server| match server {
+            resolv_conf::ScopedIp::V4(addr) => Some(SocketAddr::new((*addr).into(), 53)),
+            resolv_conf::ScopedIp::V6(addr, None) => Some(SocketAddr::new((*addr).into(), 53)),
+            resolv_conf::ScopedIp::V6(_, Some(_)) => None,
+        })
+        .collect()
+}

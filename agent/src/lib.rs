@@ -1,0 +1,25 @@
+//! The node agent: it follows the managers' feed and makes it true on its node.
+//!
+//! [`Agent`] is the handle; its one actor (`core`) owns the view, the data plane and the runners.
+//! `session` talks with a manager, a `runner` lives as long as its task, `links` and `nat` make what
+//! the kernel needs besides programs, `network` puts a task's namespace together. What a restart
+//! needs is on disk (`view`, `networks/`, `tasks/`) and in the kernel (pins, namespaces, shims).
+
+mod agent;
+mod config;
+mod core;
+mod disk;
+mod drain;
+mod gateway;
+mod links;
+mod nat;
+mod netns;
+mod network;
+mod ports;
+mod runner;
+mod session;
+mod status;
+mod view_file;
+
+pub use agent::Agent;
+pub use config::{AgentConfig, Credentials};

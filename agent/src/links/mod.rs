@@ -1,0 +1,157 @@
+//! Links, addresses and routes of the node and its tasks, over rtnetlink. Verbs are idempotent: they
+//! look, compare, and change only what differs.
+
+mod node;
+mod task;
+#[cfg(test)]
+mod tests;
+
+pub use node::{GATEWAY_BRIDGE, NodeLinks, NodeLinksSpec, ensure_node_links, remove_node_links};
+pub use task::{HostVeths, TaskLinksSpec, ensure_task_links, find_host_veths, remove_task_links};
+
+use std::{io, net::Ipv4Addr};
+
+use futures::TryStreamExt;
+use rtnetlink::{
+    Handle,
+    packet_route::{address::AddressAttribute, link::LinkMessage},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("link `{link}`: cannot {action}: {source}")]
+    Netlink {
+        link: String,
+        action: &'static str,
+        source: rtnetlink::Error,
+    },
+    #[error("link `{link}` was made and is not there; another program removes it")]
+    Vanished { link: String },
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(#[from] io::Error),
+    #[error(
+        "no interface of this node has the address {0}; give --uplink or another --data-path-addr"
+    )]
+    NoUplink(Ipv4Addr),
+    #[error("interface `{0}` does not exist; `ip link` lists what does")]
+    UnknownUplink(String),
+    #[error("cannot write {path}: {source}")]
+    Sysctl { path: String, source: io::Error },
+}
+
+type Result<T> = std::result::Result<T, LinkError>;
+
+/// A netlink connection in the namespace of the thread that opened it; its driver ends with it.
+pub(crate) struct Netlink {
+    pub handle: Handle,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Netlink {
+    /// In the calling thread's namespace.
+    pub fn here() -> Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self {
+            handle,
+            driver: tokio::spawn(connection),
+        })
+    }
+
+    /// In another namespace.
+    pub fn inside(netns: &crate::netns::Netns) -> Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
+        let (connection, handle) = netns.run(move || {
+            let _context = runtime.enter();
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            Ok((connection, handle))
+        })?;
+        Ok(Self {
+            handle,
+            driver: tokio::spawn(connection),
+        })
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// The link called `name`, if there is one.
+async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>> {
+    match handle
+        .link()
+        .get()
+        .match_name(name.to_owned())
+        .execute()
+        .try_next()
+        .await
+    {
+        Ok(found) => Ok(found),
+        Err(err) if is_errno(&err, libc::ENODEV) => Ok(None),
+        Err(source) => Err(LinkError::Netlink {
+            link: name.to_owned(),
+            action: "look it up",
+            source,
+        }),
+    }
+}
+
+async fn must_find(handle: &Handle, name: &str) -> Result<LinkMessage> {
+    find(handle, name)
+        .await?
+        .ok_or_else(|| LinkError::Vanished {
+            link: name.to_owned(),
+        })
+}
+
+async fn delete(handle: &Handle, name: &str) -> Result<()> {
+    let Some(link) = find(handle, name).await? else {
+        return Ok(());
+    };
+    handle
+        .link()
+        .del(link.header.index)
+        .execute()
+        .await
+        .or_else(|err| tolerate(err, libc::ENODEV, name, "delete it"))
+}
+
+fn tolerate(err: rtnetlink::Error, errno: i32, link: &str, action: &'static str) -> Result<()> {
+    if is_errno(&err, errno) {
+        return Ok(());
+    }
+    Err(LinkError::Netlink {
+        link: link.to_owned(),
+        action,
+        source: err,
+    })
+}
+
+fn is_errno(err: &rtnetlink::Error, errno: i32) -> bool {
+    matches!(err, rtnetlink::Error::NetlinkError(message)
+        if message.code.is_some_and(|code| code.get() == -errno))
+}
+
+/// Every IPv4 address of this namespace with its interface index and name.
+pub async fn addresses() -> Result<Vec<(u32, Ipv4Addr)>> {
+    let netlink = Netlink::here()?;
+    let fail = |source| LinkError::Netlink {
+        link: "*".into(),
+        action: "list addresses",
+        source,
+    };
+    let mut found = Vec::new();
+    let mut stream = netlink.handle.address().get().execute();
+    while let Some(message) = stream.try_next().await.map_err(fail)? {
+        // IFA_LOCAL is the interface's own address; IFA_ADDRESS is the peer's on point-to-point
+        // links.
+        for attribute in &message.attributes {
+            if let AddressAttribute::Local(std::net::IpAddr::V4(addr)) = attribute {
+                found.push((message.header.index, *addr));
+            }
+        }
+    }
+    Ok(found)
+}

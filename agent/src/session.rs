@@ -1,0 +1,208 @@
+//! The session with a manager: one stream each way. It carries the view here, and acknowledgements,
+//! task statuses and heartbeats back. A lost session is begun again with what the agent holds.
+
+use std::{net::SocketAddrV4, sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use model::{
+    feed::{AgentMessage, Hello, ManagerMessage, NodeView, Update},
+    object::NodeDescription,
+    rpc::DispatcherClient,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tracing::{debug, info, warn};
+
+use crate::config::Credentials;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(8);
+/// Bytes of the largest message: a first update with several hundred thousand endpoints.
+const MESSAGE_LEN_MAX: usize = 64 << 20;
+/// Messages that wait for the stream; senders wait when it is full.
+const OUTBOX_LEN: usize = 256;
+
+/// What is in the kernel.
+#[derive(Debug, Clone, Default)]
+pub struct Applied {
+    pub view: Arc<NodeView>,
+    pub digest: u64,
+}
+
+/// What the session tells the agent.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// Statuses must be said again: the manager may not have them.
+    Connected,
+    Update(Update),
+    StatusAck(u64),
+}
+
+/// Everything the session needs of the agent.
+pub struct Session {
+    pub credentials: Credentials,
+    pub description: NodeDescription,
+    pub applied: watch::Receiver<Applied>,
+    pub events: mpsc::Sender<SessionEvent>,
+    /// What the agent has to say. Lost while there is no session.
+    pub outbox: mpsc::Receiver<AgentMessage>,
+    pub cancel: CancellationToken,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("cannot reach manager {0}: {1}")]
+    Connect(SocketAddrV4, #[source] tonic::transport::Error),
+    #[error("manager {0} refused the session: {1}")]
+    Refused(SocketAddrV4, Box<tonic::Status>),
+    #[error("session with manager {0} lost: {1}")]
+    Lost(SocketAddrV4, Box<tonic::Status>),
+    #[error("manager {0} ended the session")]
+    Ended(SocketAddrV4),
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+impl Session {
+    /// Keeps a session until cancelled, with a growing pause between tries.
+    pub async fn run(mut self) {
+        let builder = ExponentialBuilder::default()
+            .with_jitter()
+            .with_min_delay(RETRY_MIN)
+            .with_max_delay(RETRY_MAX)
+            .without_max_times();
+        let mut pauses = builder.build();
+        let mut next_manager = 0;
+        loop {
+            let manager = self.credentials.managers[next_manager % self.credentials.managers.len()];
+            next_manager += 1;
+            let cancel = self.cancel.clone();
+            let (served, outcome) = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                outcome = self.serve(manager) => outcome,
+            };
+            if served {
+                pauses = builder.build();
+            }
+            warn!(manager.addr = %manager, "{outcome}");
+            let pause = pauses.next().unwrap_or(RETRY_MAX);
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One session, to its end. Says whether it was welcomed, and why it ended.
+    async fn serve(&mut self, manager: SocketAddrV4) -> (bool, SessionError) {
+        let mut served = false;
+        let outcome = self.converse(manager, &mut served).await;
+        (served, outcome.expect_err("a session ends for a reason"))
+    }
+
+    async fn converse(
+        &mut self,
+        manager: SocketAddrV4,
+        served: &mut bool,
+    ) -> Result<std::convert::Infallible, SessionError> {
+        let mut client = connect(manager).await?;
+        // What was said while nobody listened is stale: acknowledgements of an older view, and
+        // statuses that `Connected` makes the agent say again.
+        while self.outbox.try_recv().is_ok() {}
+        let (to_manager, stream) = mpsc::channel(OUTBOX_LEN);
+        let hello = AgentMessage::Hello(Box::new(self.hello()));
+        to_manager
+            .send(hello)
+            .await
+            .map_err(|_| SessionError::Stopping)?;
+        let mut from_manager = client
+            .session(ReceiverStream::new(stream))
+            .await
+            .map_err(|status| SessionError::Refused(manager, Box::new(status)))?
+            .into_inner();
+
+        // Until the welcome says otherwise.
+        let mut heartbeat = tokio::time::interval(KEEP_ALIVE);
+        loop {
+            tokio::select! {
+                biased;
+                message = from_manager.message() => {
+                    let message = message
+                        .map_err(|status| SessionError::Lost(manager, Box::new(status)))?
+                        .ok_or(SessionError::Ended(manager))?;
+                    if let ManagerMessage::Welcome { heartbeat: period } = &message {
+                        info!(manager.addr = %manager, "session begun");
+                        *served = true;
+                        heartbeat = tokio::time::interval(*period);
+                    }
+                    self.hear(message).await?;
+                }
+                _ = heartbeat.tick() => {
+                    let beat = self.heartbeat();
+                    to_manager.send(beat).await.map_err(|_| SessionError::Ended(manager))?;
+                }
+                message = self.outbox.recv() => {
+                    let message = message.ok_or(SessionError::Stopping)?;
+                    to_manager.send(message).await.map_err(|_| SessionError::Ended(manager))?;
+                }
+            }
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let view = self.applied.borrow().view.clone();
+        Hello {
+            node: self.credentials.node,
+            secret: self.credentials.secret.clone(),
+            description: self.description.clone(),
+            vtep: self.credentials.vtep,
+            applied: view.version,
+            known: view.digests(),
+        }
+    }
+
+    fn heartbeat(&self) -> AgentMessage {
+        let applied = self.applied.borrow();
+        AgentMessage::Heartbeat {
+            applied: applied.view.version,
+            digest: applied.digest,
+        }
+    }
+
+    async fn hear(&self, message: ManagerMessage) -> Result<(), SessionError> {
+        let event = match message {
+            ManagerMessage::Welcome { .. } => SessionEvent::Connected,
+            ManagerMessage::Update(update) => {
+                debug!(feed.version = %update.version, feed.put = update.put.len(),
+                    feed.removed = update.removed.len(), "update received");
+                SessionEvent::Update(update)
+            }
+            ManagerMessage::StatusAck { seq } => SessionEvent::StatusAck(seq),
+            ManagerMessage::HeartbeatAck => return Ok(()),
+        };
+        self.events
+            .send(event)
+            .await
+            .map_err(|_| SessionError::Stopping)
+    }
+}
+
+async fn connect(manager: SocketAddrV4) -> Result<DispatcherClient<Channel>, SessionError> {
+    let channel = Endpoint::from_shared(format!("http://{manager}"))
+        .expect("a socket address makes a valid URI")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+        .connect()
+        .await
+        .map_err(|err| SessionError::Connect(manager, err))?;
+    Ok(DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX))
+}

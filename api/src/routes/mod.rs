@@ -1,0 +1,145 @@
+//! Every route, by subject.
+
+mod distribution;
+mod engine;
+mod events;
+mod networks;
+mod nodes;
+mod services;
+mod swarm;
+mod swarmnet;
+mod system;
+mod tasks;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    middleware::from_fn,
+    routing::{delete, get, post},
+};
+use store::{State, Store};
+
+use crate::{
+    error::ApiError,
+    local_node::{LocalNode, MemberState},
+    version,
+};
+
+/// What every handler gets.
+pub(crate) type Ctx = Arc<dyn LocalNode>;
+
+/// All routes, with and without a version in the path, for [`crate::serve`].
+pub fn router(node: Arc<dyn LocalNode>) -> Router {
+    let routes = Router::new()
+        .merge(system())
+        .merge(swarm())
+        .merge(objects())
+        .merge(networks())
+        .merge(engine::routes())
+        .route("/swarmnet/inspect/{table}", get(swarmnet::inspect))
+        .fallback(async || version::page_not_found())
+        .method_not_allowed_fallback(async || version::page_not_found())
+        .with_state(node);
+    // Around the routes and not among them: the path decides the route.
+    Router::new()
+        .fallback_service(routes)
+        .layer(from_fn(version::negotiate))
+}
+
+fn system() -> Router<Ctx> {
+    Router::new()
+        .route("/_ping", get(system::ping))
+        .route("/version", get(system::version))
+        .route("/info", get(system::info))
+        .route("/events", get(events::events))
+}
+
+fn swarm() -> Router<Ctx> {
+    Router::new()
+        .route("/swarm", get(swarm::inspect))
+        .route("/swarm/init", post(swarm::init))
+        .route("/swarm/join", post(swarm::join))
+        .route("/swarm/leave", post(swarm::leave))
+        .route("/swarm/update", post(swarm::update))
+        .route("/swarm/unlockkey", get(swarm::unlock_key))
+        .route("/swarm/unlock", post(swarm::unlock))
+}
+
+fn objects() -> Router<Ctx> {
+    Router::new()
+        .route("/nodes", get(nodes::list))
+        .route(
+            "/nodes/{reference}",
+            get(nodes::inspect).delete(nodes::remove),
+        )
+        .route("/nodes/{reference}/update", post(nodes::update))
+        .route("/services", get(services::list))
+        .route("/services/create", post(services::create))
+        .route(
+            "/services/{reference}",
+            get(services::inspect).delete(services::remove),
+        )
+        .route("/services/{reference}/update", post(services::update))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{reference}", get(tasks::inspect))
+        .route("/distribution/{*image}", get(distribution::inspect))
+}
+
+fn networks() -> Router<Ctx> {
+    Router::new()
+        .route("/networks", get(networks::list))
+        .route("/networks/create", post(networks::create))
+        .route("/networks/{reference}", get(networks::inspect))
+        .route("/networks/{reference}", delete(networks::remove))
+}
+
+/// The manager's store, or the sentence that says why there is none here.
+pub(crate) fn store(node: &Ctx) -> Result<Store, ApiError> {
+    match node.manager() {
+        Some(manager) => Ok(manager.store().clone()),
+        None => Err(no_manager(node.status().state)),
+    }
+}
+
+fn no_manager(state: MemberState) -> ApiError {
+    ApiError::unavailable(match state {
+        MemberState::Inactive | MemberState::Pending => {
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" \
+             to connect this node to swarm and try again."
+        }
+        MemberState::Worker => {
+            "This node is not a swarm manager. Worker nodes can't be used to view or modify \
+             cluster state. Please run this command on a manager node or promote the current \
+             node to a manager."
+        }
+        MemberState::Manager => "The manager of this node is starting. Please try again.",
+    })
+}
+
+/// The newest state of [`store()`].
+pub(crate) fn state(node: &Ctx) -> Result<Arc<State>, ApiError> {
+    store(node).map(|store| store.state())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_no_manager_gets_swarms_sentence() {
+        let sentence = |state| {
+            let err = no_manager(state);
+            assert_eq!(err.status, 503);
+            err.message
+        };
+        assert_eq!(
+            sentence(MemberState::Inactive),
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again."
+        );
+        assert_eq!(
+            sentence(MemberState::Worker),
+            "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
+        );
+    }
+}

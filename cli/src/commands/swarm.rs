@@ -1,0 +1,319 @@
+//! `init`, `join`, `join-token`, `leave`.
+
+use anyhow::{Context, Result};
+use bollard_stubs::models::{
+    SwarmInitRequest, SwarmSpec, SwarmSpecCaConfig, SwarmSpecDispatcher, SwarmSpecOrchestration,
+    SwarmSpecRaft,
+};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::{
+    client::{Client, Route},
+    units::parse_nanos,
+};
+
+const LISTEN_DEFAULT: &str = "0.0.0.0:2377";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    Active,
+    Pause,
+    Drain,
+}
+
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Address that other nodes reach this one at
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]")]
+    advertise_addr: Option<String>,
+    /// Address to listen on
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = LISTEN_DEFAULT)]
+    listen_addr: String,
+    /// Address for traffic between tasks
+    #[arg(long, value_name = "IP|INTERFACE")]
+    data_path_addr: Option<String>,
+    /// UDP port for traffic between tasks (1024 - 49151)
+    #[arg(long, value_name = "PORT", default_value_t = 4789,
+        value_parser = clap::value_parser!(u32).range(1024..=49151))]
+    data_path_port: u32,
+    /// Pool that subnets of overlay networks are cut from; may be repeated
+    #[arg(long, value_name = "CIDR")]
+    default_addr_pool: Vec<ipnet::Ipv4Net>,
+    /// Prefix length of those subnets
+    #[arg(long, value_name = "LENGTH", default_value_t = 24,
+        value_parser = clap::value_parser!(u32).range(1..=30))]
+    default_addr_pool_mask_length: u32,
+    /// Whether this node gets tasks
+    #[arg(long, value_enum, default_value = "active")]
+    availability: Availability,
+    /// Form a cluster of one from the state on this node's disk
+    #[arg(long)]
+    force_new_cluster: bool,
+    /// Life of node certificates
+    #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
+    cert_expiry: Option<i64>,
+    /// Period of the nodes' heartbeats
+    #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
+    dispatcher_heartbeat: Option<i64>,
+    /// Ended tasks kept for each slot
+    #[arg(long, value_name = "COUNT")]
+    task_history_limit: Option<i64>,
+    /// Log entries between snapshots
+    #[arg(long, value_name = "COUNT")]
+    snapshot_interval: Option<u64>,
+    /// Old snapshots kept
+    #[arg(long, value_name = "COUNT")]
+    max_snapshots: Option<u64>,
+}
+
+/// The request with what the generated type leaves out.
+#[derive(Serialize)]
+struct InitRequest {
+    #[serde(flatten)]
+    request: SwarmInitRequest,
+    #[serde(rename = "Availability")]
+    availability: Availability,
+}
+
+impl Init {
+    pub async fn run(self, client: &Client) -> Result<()> {
+        let node: String = client
+            .post(Route::new("swarm").segment("init"), &self.request())
+            .await?;
+        println!("Swarm initialized: current node ({node}) is now a manager.\n");
+        print_join_command(client, &node, Role::Worker).await?;
+        println!(
+            "To add a manager to this swarm, run 'swarmnet join-token manager' and follow the \
+             instructions."
+        );
+        Ok(())
+    }
+
+    fn request(self) -> InitRequest {
+        let pools = self.default_addr_pool.iter().map(ToString::to_string);
+        let request = SwarmInitRequest {
+            listen_addr: Some(self.listen_addr),
+            advertise_addr: Some(self.advertise_addr.unwrap_or_default()),
+            data_path_addr: Some(self.data_path_addr.unwrap_or_default()),
+            data_path_port: Some(self.data_path_port),
+            default_addr_pool: Some(pools.collect()),
+            force_new_cluster: Some(self.force_new_cluster),
+            subnet_size: Some(self.default_addr_pool_mask_length),
+            spec: Some(SwarmSpec {
+                orchestration: Some(SwarmSpecOrchestration {
+                    task_history_retention_limit: self.task_history_limit,
+                }),
+                raft: Some(SwarmSpecRaft {
+                    snapshot_interval: self.snapshot_interval,
+                    keep_old_snapshots: self.max_snapshots,
+                    ..SwarmSpecRaft::default()
+                }),
+                dispatcher: Some(SwarmSpecDispatcher {
+                    heartbeat_period: self.dispatcher_heartbeat,
+                }),
+                ca_config: Some(SwarmSpecCaConfig {
+                    node_cert_expiry: self.cert_expiry,
+                    ..SwarmSpecCaConfig::default()
+                }),
+                ..SwarmSpec::default()
+            }),
+        };
+        InitRequest {
+            request,
+            availability: self.availability,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Join {
+    /// Token of the cluster, from `swarmnet join-token`
+    #[arg(long)]
+    token: String,
+    /// Address that other nodes reach this one at
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]")]
+    advertise_addr: Option<String>,
+    /// Address to listen on, should the node become a manager
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = LISTEN_DEFAULT)]
+    listen_addr: String,
+    /// Address for traffic between tasks
+    #[arg(long, value_name = "IP|INTERFACE")]
+    data_path_addr: Option<String>,
+    /// Whether this node gets tasks
+    #[arg(long, value_enum, default_value = "active")]
+    availability: Availability,
+    /// Address of a manager
+    #[arg(value_name = "HOST:PORT")]
+    remote: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct JoinRequest {
+    listen_addr: String,
+    advertise_addr: String,
+    data_path_addr: String,
+    remote_addrs: [String; 1],
+    join_token: String,
+    availability: Availability,
+}
+
+impl Join {
+    pub async fn run(self, client: &Client) -> Result<()> {
+        let request = JoinRequest {
+            listen_addr: self.listen_addr,
+            advertise_addr: self.advertise_addr.unwrap_or_default(),
+            data_path_addr: self.data_path_addr.unwrap_or_default(),
+            remote_addrs: [self.remote],
+            join_token: self.token.trim().to_owned(),
+            availability: self.availability,
+        };
+        client
+            .post_only(Route::new("swarm").segment("join"), &request)
+            .await?;
+        let swarm = client.info().await?.swarm.unwrap_or_default();
+        let role = match swarm.control_available {
+            Some(true) => "manager",
+            _ => "worker",
+        };
+        println!("This node joined a swarm as a {role}.");
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Role {
+    Worker,
+    Manager,
+}
+
+impl Role {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Manager => "manager",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct JoinToken {
+    #[arg(value_enum)]
+    role: Role,
+    /// Only display the token
+    #[arg(short, long)]
+    quiet: bool,
+    /// Replace the token: the old one stops working for new nodes
+    #[arg(long)]
+    rotate: bool,
+}
+
+impl JoinToken {
+    pub async fn run(self, client: &Client) -> Result<()> {
+        if self.rotate {
+            rotate(client, self.role).await?;
+            if !self.quiet {
+                println!("Successfully rotated {} join token.\n", self.role.as_str());
+            }
+        }
+        if self.quiet {
+            println!("{}", token(client, self.role).await?);
+            return Ok(());
+        }
+        let info = client.info().await?.swarm.unwrap_or_default();
+        let node = info.node_id.unwrap_or_default();
+        print_join_command(client, &node, self.role).await
+    }
+}
+
+async fn rotate(client: &Client, role: Role) -> Result<()> {
+    let swarm = client.swarm().await?;
+    let version = swarm.version.and_then(|version| version.index);
+    let route = Route::new("swarm")
+        .segment("update")
+        .query("version", version.unwrap_or_default())
+        .query("rotateWorkerToken", role == Role::Worker)
+        .query("rotateManagerToken", role == Role::Manager);
+    client.post_only(route, &swarm.spec).await?;
+    Ok(())
+}
+
+async fn token(client: &Client, role: Role) -> Result<String> {
+    let tokens = client.swarm().await?.join_tokens.unwrap_or_default();
+    let token = match role {
+        Role::Worker => tokens.worker,
+        Role::Manager => tokens.manager,
+    };
+    token.context("the daemon tells no join token")
+}
+
+async fn print_join_command(client: &Client, node: &str, role: Role) -> Result<()> {
+    let token = token(client, role).await?;
+    let status = client.node(node).await?.manager_status;
+    let addr = status
+        .and_then(|status| status.addr)
+        .context("this node has no manager address: run the command on a manager")?;
+    let role = role.as_str();
+    println!("To add a {role} to this swarm, run the following command:\n");
+    println!("    swarmnet join --token {token} {addr}\n");
+    Ok(())
+}
+
+#[derive(Debug, Args)]
+pub struct Leave {
+    /// Leave even as a manager, or when it ends the cluster
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Leave {
+    pub async fn run(self, client: &Client) -> Result<()> {
+        let route = Route::new("swarm").segment("leave");
+        client
+            .post_only(route.flag("force", self.force), &())
+            .await?;
+        println!("Node left the swarm.");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        init: Init,
+    }
+
+    #[test]
+    fn init_request_is_what_docker_sends() {
+        let line = Line::parse_from(["x", "--advertise-addr", "eth0", "--cert-expiry", "90days"]);
+        let request = serde_json::to_value(line.init.request()).unwrap();
+        assert_eq!(request["ListenAddr"], "0.0.0.0:2377");
+        assert_eq!(request["AdvertiseAddr"], "eth0");
+        assert_eq!(request["Availability"], "active");
+        assert_eq!(request["SubnetSize"], 24);
+        assert_eq!(
+            request["Spec"]["CAConfig"]["NodeCertExpiry"],
+            7_776_000_000_000_000_i64
+        );
+    }
+
+    #[test]
+    fn ports_and_pools_out_of_range_are_refused() {
+        for args in [
+            ["x", "--data-path-port", "80"],
+            ["x", "--default-addr-pool", "10.0.0.0/33"],
+            ["x", "--default-addr-pool-mask-length", "31"],
+            ["x", "--availability", "asleep"],
+        ] {
+            assert!(Line::try_parse_from(args).is_err(), "{args:?}");
+        }
+    }
+}

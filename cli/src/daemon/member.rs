@@ -1,0 +1,133 @@
+//! Who this node is, as its disk keeps it.
+
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Write},
+    net::{SocketAddr, SocketAddrV4},
+    path::{Path, PathBuf},
+};
+
+use agent::Credentials;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+/// A node's membership in its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub credentials: Credentials,
+    /// The cluster's root, checked against the join token.
+    pub root_certificate_pem: String,
+    /// On managers only.
+    pub manager: Option<ManagerAddrs>,
+}
+
+/// Where this node's manager is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerAddrs {
+    pub listen: SocketAddr,
+    /// As the other nodes know it.
+    pub advertised: SocketAddrV4,
+}
+
+impl Member {
+    fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("member.json")
+    }
+
+    /// `None` when the node is in no cluster.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not ours.
+    pub fn load(state_dir: &Path) -> Result<Option<Self>> {
+        let path = Self::path(state_dir);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(err) => return Err(err).with_context(|| format!("cannot read {}", path.display())),
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// Whole or not at all, with mode 0600: it holds the node's secret.
+    ///
+    /// # Errors
+    /// Names the path.
+    pub fn save(&self, state_dir: &Path) -> Result<()> {
+        let path = Self::path(state_dir);
+        let bytes = serde_json::to_vec_pretty(self)?;
+        let write = || -> std::io::Result<()> {
+            let mut file = NamedTempFile::new_in(state_dir)?;
+            file.write_all(&bytes)?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            File::open(state_dir)?.sync_all()
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// # Errors
+    /// Names the path. That there is no file is none.
+    pub fn forget(state_dir: &Path) -> Result<()> {
+        let path = Self::path(state_dir);
+        match fs::remove_file(&path) {
+            Err(err) if err.kind() != ErrorKind::NotFound => {
+                Err(err).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn member() -> Member {
+        let addr = SocketAddrV4::new([192, 0, 2, 1].into(), 2377);
+        Member {
+            credentials: Credentials {
+                node: model::NodeId::generate(),
+                cluster: model::ClusterId::generate(),
+                secret: "s3cret".to_owned(),
+                addr: *addr.ip(),
+                vtep: *addr.ip(),
+                managers: vec![addr],
+            },
+            root_certificate_pem: "pem".to_owned(),
+            manager: Some(ManagerAddrs {
+                listen: "0.0.0.0:2377".parse().unwrap(),
+                advertised: addr,
+            }),
+        }
+    }
+
+    #[test]
+    fn member_reads_back_and_only_the_owner_may_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Member::load(dir.path()).unwrap(), None);
+        let member = member();
+        member.save(dir.path()).unwrap();
+        assert_eq!(Member::load(dir.path()).unwrap(), Some(member));
+        let mode = fs::metadata(Member::path(dir.path()))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        Member::forget(dir.path()).unwrap();
+        Member::forget(dir.path()).unwrap();
+        assert_eq!(Member::load(dir.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn damaged_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(Member::path(dir.path()), "{").unwrap();
+        let err = Member::load(dir.path()).unwrap_err().to_string();
+        assert!(err.contains("member.json"), "{err}");
+    }
+}

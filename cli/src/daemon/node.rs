@@ -1,0 +1,541 @@
+//! The node behind the API: in no cluster, a worker, or a manager.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use agent::{Agent, AgentConfig, Credentials};
+use anyhow::{Context, Result};
+use api::{
+    ApiError, Host, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus, MemberState,
+    PortUser, RemoteManager,
+};
+use control::{InitOptions, Manager, ManagerConfig, ManagerError, NodeCredentials};
+use model::{
+    NodeId,
+    inspect::Table,
+    object::NodeDescription,
+    rpc::{JoinRequest, LeaveRequest, MANAGER_PORT},
+    spec::Protocol,
+};
+use tokio::sync::RwLock;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    addresses::{self, AddrError, LocalAddr},
+    config::DaemonConfig,
+    description::description,
+    join,
+    member::{ManagerAddrs, Member},
+    ports,
+};
+
+/// The daemon's one node.
+pub struct Node {
+    config: DaemonConfig,
+    /// What the API asks for without waiting. Changed only while `agent` is held for writing.
+    seen: Mutex<Seen>,
+    /// Held for writing while the node joins, leaves, starts or stops, so that these exclude each
+    /// other; for reading while the agent is asked.
+    agent: RwLock<Option<Agent>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    member: Option<Member>,
+    manager: Option<Manager>,
+}
+
+impl Node {
+    pub fn new(config: DaemonConfig) -> Self {
+        Self {
+            config,
+            seen: Mutex::default(),
+            agent: RwLock::default(),
+        }
+    }
+
+    /// Takes up the membership that the disk knows of.
+    ///
+    /// # Errors
+    /// The manager or the agent does not start.
+    pub async fn resume(&self) -> Result<()> {
+        let mut agent = self.agent.write().await;
+        let Some(member) = Member::load(&self.config.state_dir)? else {
+            info!("this node is in no cluster yet");
+            return Ok(());
+        };
+        let manager = match member.manager {
+            Some(addrs) => Some(Manager::open(self.manager_config(addrs.listen)).await?),
+            None => None,
+        };
+        let started = self.start_agent(&member.credentials).await;
+        // Known even when the agent failed: then the manager is stopped in order.
+        self.see(Some(member), manager);
+        *agent = Some(started?);
+        Ok(())
+    }
+
+    /// Ends what runs in this process. Tasks, programs and traffic go on.
+    pub async fn stop(&self) {
+        let mut agent = self.agent.write().await;
+        if let Some(agent) = agent.take() {
+            agent.stop().await;
+        }
+        let manager = self.seen().manager.take();
+        if let Some(manager) = manager {
+            manager.shutdown().await;
+        }
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        // What is in it is whole at every moment.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn see(&self, member: Option<Member>, manager: Option<Manager>) {
+        *self.seen() = Seen { member, manager };
+    }
+
+    fn manager_config(&self, listen_addr: SocketAddr) -> ManagerConfig {
+        ManagerConfig {
+            state_dir: self.config.manager_dir(),
+            listen_addr,
+        }
+    }
+
+    async fn start_agent(&self, credentials: &Credentials) -> Result<Agent> {
+        let config = AgentConfig {
+            state_dir: self.config.agent_dir(),
+            run_dir: self.config.run_dir.clone(),
+            pin_dir: self.config.pin_dir.clone(),
+            cgroup: self.config.cgroup.clone(),
+            uplink: self.config.uplink.clone(),
+            uplink_mode: self.config.uplink_mode,
+            images_dir: self.config.images_dir.clone(),
+            shim: self.config.shim.clone(),
+            description: description(),
+        };
+        Agent::start(config, credentials.clone(), CancellationToken::new())
+            .await
+            .context("the agent does not start")
+    }
+
+    async fn init(&self, request: InitRequest) -> Result<NodeId, ApiError> {
+        let mut agent = self.agent.write().await;
+        self.require_no_member()?;
+        let addrs = InitAddrs::find(&request, &addresses::list().map_err(invalid_addr)?)?;
+        // What an earlier start left that never got as far as being a member.
+        remove_dir(&self.config.manager_dir())?;
+        let options = InitOptions {
+            spec: request.spec,
+            data_path: request.data_path,
+            description: description(),
+            availability: request.availability,
+            advertise_addr: addrs.advertise,
+            advertise_port: addrs.advertise_port,
+            data_path_addr: addrs.data_path,
+        };
+        let bootstrapped = Manager::bootstrap(self.manager_config(addrs.listen), options).await;
+        let (manager, credentials) =
+            bootstrapped.map_err(|err| self.undo_files(manager_error(err)))?;
+        let member = first_member(credentials, manager.local_addr(), addrs.advertise_port);
+        match self.enter(&member).await {
+            Ok(started) => {
+                *agent = Some(started);
+                let node = member.credentials.node;
+                self.see(Some(member), Some(manager));
+                Ok(node)
+            }
+            Err(err) => {
+                manager.shutdown().await;
+                Err(self.undo_files(err))
+            }
+        }
+    }
+
+    async fn join(&self, params: JoinParams) -> Result<(), ApiError> {
+        let mut agent = self.agent.write().await;
+        self.require_no_member()?;
+        let have = addresses::list().map_err(invalid_addr)?;
+        let advertise = advertised(params.advertise.as_ref(), &have)?;
+        let data_path = params.data_path_addr.as_ref();
+        let data_path = data_path.map(|host| resolve(host, &have)).transpose()?;
+        if let Some(vtep) = data_path.or(advertise) {
+            addresses::check_local(vtep, &have).map_err(invalid_addr)?;
+        }
+        let request = JoinRequest {
+            token: params.token,
+            description: description(),
+            advertise_addr: advertise,
+            data_path_addr: data_path,
+            availability: params.availability,
+        };
+        let (remote, response) = join::join(&params.remotes, &request).await?;
+        let member = Member {
+            credentials: Credentials {
+                node: response.node,
+                cluster: response.cluster,
+                secret: response.secret,
+                addr: response.addr,
+                vtep: response.vtep,
+                managers: vec![remote],
+            },
+            root_certificate_pem: response.root_certificate_pem,
+            manager: None,
+        };
+        match self.enter(&member).await {
+            Ok(started) => {
+                *agent = Some(started);
+                self.see(Some(member), None);
+                Ok(())
+            }
+            Err(err) => {
+                tell_managers(&member.credentials).await;
+                Err(self.undo_files(err))
+            }
+        }
+    }
+
+    /// Keeps the membership and starts the agent.
+    async fn enter(&self, member: &Member) -> Result<Agent, ApiError> {
+        let entered = async {
+            member.save(&self.config.state_dir)?;
+            self.start_agent(&member.credentials).await
+        };
+        entered
+            .await
+            .map_err(|err| ApiError::internal(format!("{err:#}")))
+    }
+
+    /// Removes what a failed `init` or `join` wrote, and passes its error on.
+    fn undo_files(&self, err: ApiError) -> ApiError {
+        let undone = Member::forget(&self.config.state_dir)
+            .map_err(|err| ApiError::internal(format!("{err:#}")))
+            .and_then(|()| remove_dir(&self.config.manager_dir()))
+            .and_then(|()| remove_dir(&self.config.agent_dir()));
+        if let Err(undone) = undone {
+            warn!("cannot undo everything: {undone}");
+        }
+        err
+    }
+
+    fn require_no_member(&self) -> Result<(), ApiError> {
+        if self.seen().member.is_none() {
+            return Ok(());
+        }
+        Err(ApiError::unavailable(
+            "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm \
+             and join another one.",
+        ))
+    }
+
+    async fn leave(&self) -> Result<(), ApiError> {
+        let mut agent = self.agent.write().await;
+        let Some(member) = self.seen().member.clone() else {
+            return Err(ApiError::unavailable("This node is not part of a swarm"));
+        };
+        if member.manager.is_none() {
+            // Before the tasks stop, so that the others stop sending to them first.
+            tell_managers(&member.credentials).await;
+        }
+        let left = match agent.take() {
+            Some(agent) => agent.leave().await,
+            None => Ok(()),
+        };
+        let manager = self.seen().manager.take();
+        if let Some(manager) = manager {
+            manager.shutdown().await;
+        }
+        self.see(None, None);
+        let forgotten = Member::forget(&self.config.state_dir);
+        remove_dir(&self.config.manager_dir())?;
+        remove_dir(&self.config.agent_dir())?;
+        info!(node.id = %member.credentials.node, "left the cluster");
+        left.context("this node left the swarm, but not everything of it could be removed")
+            .and(forgotten)
+            .map_err(|err| ApiError::internal(format!("{err:#}")))
+    }
+}
+
+/// A manager that cannot be told finds out by the missing heartbeats.
+async fn tell_managers(credentials: &Credentials) {
+    let request = LeaveRequest {
+        node: credentials.node,
+        secret: credentials.secret.clone(),
+    };
+    if let Err(err) = join::leave(&credentials.managers, &request).await {
+        warn!("cannot tell the managers that this node leaves: {err}");
+    }
+}
+
+/// The addresses of a new cluster's first node.
+#[derive(Debug, PartialEq, Eq)]
+struct InitAddrs {
+    listen: SocketAddr,
+    advertise: Ipv4Addr,
+    advertise_port: Option<u16>,
+    data_path: Option<Ipv4Addr>,
+}
+
+impl InitAddrs {
+    fn find(request: &InitRequest, have: &[LocalAddr]) -> Result<Self, ApiError> {
+        let listen = resolve(&request.listen.host, have)?;
+        let listen_port = request.listen.port.unwrap_or(MANAGER_PORT);
+        let advertise = match advertised(request.advertise.as_ref(), have)? {
+            Some(advertise) => advertise,
+            // A manager that listens on one address is reached there.
+            None if !listen.is_unspecified() => listen,
+            None => addresses::only(have).map_err(invalid_addr)?,
+        };
+        let data_path = request.data_path_addr.as_ref();
+        let data_path = data_path.map(|host| resolve(host, have)).transpose()?;
+        addresses::check_local(data_path.unwrap_or(advertise), have).map_err(invalid_addr)?;
+        Ok(Self {
+            listen: SocketAddr::new(listen.into(), listen_port),
+            advertise,
+            advertise_port: request
+                .advertise
+                .as_ref()
+                .and_then(|advertise| advertise.port),
+            data_path,
+        })
+    }
+}
+
+/// The advertised address, when it was named; `:2377` names a port only.
+fn advertised(
+    advertise: Option<&HostPort>,
+    have: &[LocalAddr],
+) -> Result<Option<Ipv4Addr>, ApiError> {
+    let addr = advertise
+        .map(|advertise| resolve(&advertise.host, have))
+        .transpose()?;
+    Ok(addr.filter(|addr| !addr.is_unspecified()))
+}
+
+fn resolve(host: &Host, have: &[LocalAddr]) -> Result<Ipv4Addr, ApiError> {
+    addresses::resolve(host, have).map_err(invalid_addr)
+}
+
+fn invalid_addr(err: AddrError) -> ApiError {
+    ApiError::invalid(err.to_string())
+}
+
+fn manager_error(err: ManagerError) -> ApiError {
+    match err {
+        ManagerError::Bootstrap(err) => ApiError::invalid(err.to_string()),
+        err => ApiError::internal(err.to_string()),
+    }
+}
+
+/// `listen` is where the manager came to listen.
+fn first_member(
+    credentials: NodeCredentials,
+    listen: SocketAddr,
+    advertise_port: Option<u16>,
+) -> Member {
+    // The agent beside it reaches it without leaving the node.
+    let near = match listen.ip() {
+        IpAddr::V4(addr) if !addr.is_unspecified() => addr,
+        _ => Ipv4Addr::LOCALHOST,
+    };
+    let advertise_port = advertise_port.unwrap_or(listen.port());
+    Member {
+        manager: Some(ManagerAddrs {
+            listen,
+            advertised: SocketAddrV4::new(credentials.addr, advertise_port),
+        }),
+        root_certificate_pem: credentials.root_certificate_pem,
+        credentials: Credentials {
+            node: credentials.node,
+            cluster: credentials.cluster,
+            secret: credentials.secret,
+            addr: credentials.addr,
+            vtep: credentials.vtep,
+            managers: vec![SocketAddrV4::new(near, listen.port())],
+        },
+    }
+}
+
+fn remove_dir(path: &Path) -> Result<(), ApiError> {
+    match fs::remove_dir_all(path) {
+        Err(err) if err.kind() != ErrorKind::NotFound => Err(ApiError::internal(format!(
+            "cannot remove {}: {err}",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn status(member: Option<&Member>) -> LocalStatus {
+    let Some(member) = member else {
+        return LocalStatus::default();
+    };
+    let credentials = &member.credentials;
+    let remote_managers = match &member.manager {
+        Some(addrs) => vec![RemoteManager {
+            node: Some(credentials.node),
+            addr: addrs.advertised,
+        }],
+        None => credentials
+            .managers
+            .iter()
+            .map(|addr| RemoteManager {
+                node: None,
+                addr: *addr,
+            })
+            .collect(),
+    };
+    LocalStatus {
+        state: match member.manager {
+            Some(_) => MemberState::Manager,
+            None => MemberState::Worker,
+        },
+        node: Some(credentials.node),
+        addr: Some(credentials.addr),
+        remote_managers,
+        error: None,
+    }
+}
+
+#[async_trait::async_trait]
+impl LocalNode for Node {
+    async fn init(&self, request: InitRequest) -> Result<NodeId, ApiError> {
+        Node::init(self, request).await
+    }
+
+    async fn join(&self, params: JoinParams) -> Result<(), ApiError> {
+        Node::join(self, params).await
+    }
+
+    async fn leave(&self, _force: bool) -> Result<(), ApiError> {
+        // Whether a manager may was settled by the API.
+        Node::leave(self).await
+    }
+
+    fn status(&self) -> LocalStatus {
+        status(self.seen().member.as_ref())
+    }
+
+    fn manager(&self) -> Option<Manager> {
+        self.seen().manager.clone()
+    }
+
+    fn description(&self) -> NodeDescription {
+        description()
+    }
+
+    fn port_user(&self, protocol: Protocol, port: u16) -> Option<PortUser> {
+        ports::user(protocol, port)
+    }
+
+    async fn inspect(&self, table: Table) -> Result<serde_json::Value, ApiError> {
+        let agent = self.agent.read().await;
+        let agent = agent.as_ref().ok_or_else(|| {
+            ApiError::unavailable(
+                "this node is in no swarm: use `swarmnet init` or `swarmnet join` first",
+            )
+        })?;
+        let rows = agent.inspect(table).await;
+        rows.map_err(|err| ApiError::internal(format!("{err:#}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{
+        object::DataPathConfig,
+        spec::{Availability, ClusterSpec},
+    };
+
+    use super::*;
+
+    fn have() -> Vec<LocalAddr> {
+        [("lo", [127, 0, 0, 1]), ("eth0", [192, 0, 2, 1])]
+            .map(|(interface, addr)| LocalAddr {
+                interface: interface.to_owned(),
+                addr: addr.into(),
+            })
+            .into()
+    }
+
+    fn find(
+        listen: &str,
+        advertise: Option<&str>,
+        data: Option<&str>,
+    ) -> Result<InitAddrs, ApiError> {
+        let request = InitRequest {
+            listen: listen.parse().unwrap(),
+            advertise: advertise.map(|text| text.parse().unwrap()),
+            data_path_addr: data.map(|text| text.parse().unwrap()),
+            data_path: DataPathConfig::default(),
+            spec: ClusterSpec::default(),
+            availability: Availability::Active,
+        };
+        InitAddrs::find(&request, &have())
+    }
+
+    #[test]
+    fn the_only_address_is_advertised_and_named_ones_are_taken() {
+        let eth0 = Ipv4Addr::new(192, 0, 2, 1);
+        let plain = find("0.0.0.0:2377", None, None).unwrap();
+        assert_eq!((plain.advertise, plain.advertise_port), (eth0, None));
+        assert_eq!(plain.listen, "0.0.0.0:2377".parse().unwrap());
+        let named = find("eth0:2400", Some("eth0:2500"), None).unwrap();
+        assert_eq!(named.listen, "192.0.2.1:2400".parse().unwrap());
+        assert_eq!((named.advertise, named.advertise_port), (eth0, Some(2500)));
+        let loopback = find("127.0.0.1", None, Some("lo")).unwrap();
+        assert_eq!(loopback.advertise, Ipv4Addr::LOCALHOST);
+        assert_eq!(loopback.listen.port(), MANAGER_PORT);
+    }
+
+    #[test]
+    fn tunnel_must_end_on_this_node() {
+        let err = find("0.0.0.0:2377", Some("203.0.113.9"), None).unwrap_err();
+        assert!(
+            err.message.contains("203.0.113.9") && err.message.contains("eth0"),
+            "{err}"
+        );
+        let behind_nat = find("0.0.0.0:2377", Some("203.0.113.9"), Some("eth0")).unwrap();
+        assert_eq!(behind_nat.advertise, Ipv4Addr::new(203, 0, 113, 9));
+    }
+
+    #[test]
+    fn status_follows_the_membership() {
+        assert_eq!(status(None), LocalStatus::default());
+        let credentials = NodeCredentials {
+            node: NodeId::generate(),
+            cluster: model::ClusterId::generate(),
+            secret: String::new(),
+            addr: [192, 0, 2, 1].into(),
+            vtep: [192, 0, 2, 1].into(),
+            root_certificate_pem: String::new(),
+        };
+        let node = credentials.node;
+        let member = first_member(credentials, "0.0.0.0:2377".parse().unwrap(), Some(9));
+        assert_eq!(
+            member.credentials.managers,
+            ["127.0.0.1:2377".parse().unwrap()]
+        );
+        let manager = status(Some(&member));
+        assert_eq!(
+            (manager.state, manager.node),
+            (MemberState::Manager, Some(node))
+        );
+        assert_eq!(
+            manager.remote_managers[0].addr,
+            "192.0.2.1:9".parse().unwrap()
+        );
+        let worker = status(Some(&Member {
+            manager: None,
+            ..member
+        }));
+        assert_eq!(worker.state, MemberState::Worker);
+    }
+}

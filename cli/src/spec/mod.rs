@@ -1,0 +1,13 @@
+//! From flags to specs: what `service create` and `service update` share.
+
+mod list;
+mod network;
+mod placement;
+mod task;
+
+pub use self::{
+    list::{edit_by_key, edit_list, edit_map, parse_env, parse_map, sorted},
+    network::{attachment, edit_networks},
+    placement::{extra_host, preference},
+    task::{TaskFlags, words},
+};

@@ -1,0 +1,234 @@
+//! Where the rounds and the sessions meet.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use model::{NodeId, TaskId, Version, object::NodeState};
+use store::State;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::projection::Touch;
+
+/// What the sessions project: a state, and the stops that are held back in it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Round {
+    pub(crate) state: Arc<State>,
+    pub(crate) held: Arc<BTreeSet<TaskId>>,
+}
+
+/// What a session has not looked at yet.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) round: Round,
+    pub(crate) work: Work,
+}
+
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Everything may have changed.
+    All,
+    Touched(BTreeSet<Touch>),
+}
+
+impl Work {
+    pub(crate) fn none() -> Self {
+        Self::Touched(BTreeSet::new())
+    }
+
+    fn add(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::All, _) => {}
+            (Self::Touched(mine), Self::Touched(touches)) => mine.extend(touches),
+            (work, Self::All) => *work = Self::All,
+        }
+    }
+}
+
+/// A session's place in the hub. Given up on drop.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    hub: Arc<Hub>,
+    node: NodeId,
+    number: u64,
+    inbox: Arc<Inbox>,
+    /// Cancelled when the session must end.
+    pub(crate) stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    /// `None` once the session has taken it.
+    pending: Mutex<Option<Pending>>,
+    filled: Notify,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, Option<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, round: &Round, work: &Work) {
+        let mut slot = self.lock();
+        let pending = slot.get_or_insert_with(|| Pending {
+            round: round.clone(),
+            work: Work::none(),
+        });
+        pending.round = round.clone();
+        pending.work.add(work);
+        drop(slot);
+        self.filled.notify_one();
+    }
+}
+
+impl Seat {
+    /// The next work, all of it at one state. Cancel-safe.
+    pub(crate) async fn work(&self) -> Pending {
+        loop {
+            if let Some(pending) = self.inbox.lock().take() {
+                return pending;
+            }
+            self.inbox.filled.notified().await;
+        }
+    }
+
+    /// The node has reached `version`.
+    pub(crate) fn reached(&self, version: Version) {
+        let mut inner = self.hub.lock();
+        let is_mine = inner
+            .seats
+            .get(&self.node)
+            .is_some_and(|s| s.number == self.number);
+        if is_mine {
+            let reached = inner.reached.entry(self.node).or_default();
+            *reached = version.max(*reached);
+            drop(inner);
+            self.hub.acked.notify_one();
+        }
+    }
+
+    /// The node of `task` was told to stop it before this session began.
+    pub(crate) fn stop_was_released(&self, task: TaskId) {
+        self.hub.lock().released_before.push(task);
+        self.hub.acked.notify_one();
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        let is_mine = inner
+            .seats
+            .get(&self.node)
+            .is_some_and(|s| s.number == self.number);
+        if is_mine {
+            inner.seats.remove(&self.node);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Taken {
+    number: u64,
+    inbox: Arc<Inbox>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    round: Round,
+    seats: HashMap<NodeId, Taken>,
+    seat_last: u64,
+    /// What each node acknowledged. Outlives sessions: what is in a kernel stays there.
+    reached: HashMap<NodeId, Version>,
+    released_before: Vec<TaskId>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    inner: Mutex<Inner>,
+    /// Something was acknowledged.
+    acked: Notify,
+}
+
+impl Hub {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a new session of `node`. An older session of it must end.
+    pub(crate) fn seat(self: &Arc<Self>, node: NodeId, parent: &CancellationToken) -> Seat {
+        let mut inner = self.lock();
+        inner.seat_last += 1;
+        let seat = Seat {
+            hub: Arc::clone(self),
+            node,
+            number: inner.seat_last,
+            inbox: Arc::new(Inbox {
+                pending: Mutex::new(Some(Pending {
+                    round: inner.round.clone(),
+                    work: Work::All,
+                })),
+                filled: Notify::new(),
+            }),
+            stop: parent.child_token(),
+        };
+        let taken = Taken {
+            number: seat.number,
+            inbox: Arc::clone(&seat.inbox),
+            stop: seat.stop.clone(),
+        };
+        if let Some(older) = inner.seats.insert(node, taken) {
+            older.stop.cancel();
+        }
+        seat
+    }
+
+    /// Ends the session of a node, if it has one.
+    pub(crate) fn end_session(&self, node: NodeId) {
+        if let Some(taken) = self.lock().seats.get(&node) {
+            taken.stop.cancel();
+        }
+    }
+
+    /// Hands a round to all sessions.
+    pub(crate) fn publish(&self, round: Round, work: &Work) {
+        let mut inner = self.lock();
+        inner
+            .reached
+            .retain(|node, _| round.state.node(*node).is_some());
+        for taken in inner.seats.values() {
+            taken.inbox.add(&round, work);
+        }
+        inner.round = round;
+    }
+
+    /// Waits until something was acknowledged since the last call. Cancel-safe.
+    pub(crate) async fn acked(&self) {
+        self.acked.notified().await;
+    }
+
+    /// Stops that sessions found to have been released by the manager before this one.
+    pub(crate) fn take_released_before(&self) -> Vec<TaskId> {
+        std::mem::take(&mut self.lock().released_before)
+    }
+
+    /// What the node has reached; 0 when it has not been heard of.
+    pub(crate) fn reached(&self, node: NodeId) -> Version {
+        self.lock().reached.get(&node).copied().unwrap_or_default()
+    }
+
+    /// The lowest version that any node reached of those that are not down in `state`. With none
+    /// there is nobody to wait for.
+    pub(crate) fn reached_by_all(&self, state: &State) -> Version {
+        let inner = self.lock();
+        state
+            .nodes()
+            .filter(|node| node.status.state != NodeState::Down)
+            .map(|node| inner.reached.get(&node.id).copied().unwrap_or_default())
+            .min()
+            .unwrap_or(Version(u64::MAX))
+    }
+}

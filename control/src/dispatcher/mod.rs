@@ -1,0 +1,24 @@
+//! The feed: each agent holds one session, over which it hears what its node needs and says what
+//! became of it.
+//!
+//! * [`hub`]: who is connected, and what each session has yet to look at; what each node
+//!   acknowledged.
+//! * [`rounds`]: the loop that follows the store, decides on drains, and hands the outcome to the
+//!   sessions.
+//! * [`session`]: one agent's session. [`ledger`]: what that agent holds; [`flight`]: what it has
+//!   yet to acknowledge.
+//! * [`statuses`]: the loop that commits what agents report of their tasks.
+//! * [`service`]: the gRPC service.
+
+mod flight;
+mod hub;
+mod ledger;
+mod rounds;
+mod service;
+mod session;
+mod statuses;
+
+pub(crate) use hub::Hub;
+pub(crate) use rounds::run as run_rounds;
+pub(crate) use service::DispatcherService;
+pub(crate) use statuses::{run as run_statuses, sink as status_sink};

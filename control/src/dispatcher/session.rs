@@ -1,0 +1,385 @@
+//! One agent's session.
+
+use std::{borrow::Cow, collections::BTreeSet, time::Duration};
+
+use model::{
+    NetworkId, NodeId, TaskId, Version,
+    feed::{AgentMessage, Hello, ManagerMessage, TaskStatusUpdate, Update, ViewKey},
+    object::{Node, NodeState},
+};
+use store::{State, Transaction};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::{
+    flight::Flight,
+    hub::{Pending, Round, Seat, Work},
+    ledger::Ledger,
+    service::DispatcherService,
+};
+use crate::{
+    liveness::{cluster_period, grace, session_period},
+    projection::{Projection, Touch, networks_of_node},
+    secret,
+};
+
+/// For an agent's first message.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
+/// Heartbeats in a row that may tell of another view than the one sent: an update may be applied
+/// while a heartbeat is on its way.
+const DRIFT_MAX: u32 = 2;
+
+type Outbox = mpsc::Sender<Result<ManagerMessage, Status>>;
+
+pub(crate) fn stopping() -> Status {
+    Status::unavailable("this manager is stopping; try again")
+}
+
+/// Serves one session to its end, and tells the agent why it ended.
+pub(crate) async fn run(
+    service: DispatcherService,
+    mut inbound: Streaming<AgentMessage>,
+    outbox: Outbox,
+) {
+    let refusal = match greet(&service, &mut inbound).await {
+        Ok(hello) => {
+            let span = info_span!("session", node.id = %hello.node);
+            serve(service, hello, inbound, &outbox)
+                .instrument(span)
+                .await
+        }
+        Err(status) => Some(status),
+    };
+    if let Some(status) = refusal {
+        // An agent that has gone needs no reason, and one that does not listen must not keep us.
+        let _ = outbox.try_send(Err(status));
+    }
+}
+
+/// The agent's hello, once it has proved who it is.
+async fn greet(
+    service: &DispatcherService,
+    inbound: &mut Streaming<AgentMessage>,
+) -> Result<Hello, Status> {
+    let first = tokio::select! {
+        biased;
+        () = service.cancel.cancelled() => return Err(stopping()),
+        first = tokio::time::timeout(HELLO_WAIT, inbound.message()) => first,
+    };
+    let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
+    let Some(AgentMessage::Hello(hello)) = first else {
+        return Err(Status::invalid_argument("a session begins with a hello"));
+    };
+    admit(&service.store.state(), &hello)?;
+    Ok(*hello)
+}
+
+fn admit(state: &State, hello: &Hello) -> Result<(), Status> {
+    let node = hello.node;
+    let stored = state.node(node).ok_or_else(|| not_a_member(node))?;
+    if stored.secret_digest != secret::digest(&hello.secret) {
+        return Err(Status::unauthenticated(format!(
+            "node {node} has another secret; join the swarm again"
+        )));
+    }
+    Ok(())
+}
+
+fn not_a_member(node: NodeId) -> Status {
+    Status::not_found(format!(
+        "node {node} is not a member of this swarm; join it again"
+    ))
+}
+
+/// Returns what the agent is to be told at the end, if it is still there.
+async fn serve(
+    service: DispatcherService,
+    hello: Hello,
+    inbound: Streaming<AgentMessage>,
+    outbox: &Outbox,
+) -> Option<Status> {
+    let heartbeat = Heartbeat::new(&service.store.state());
+    service.liveness.beat(hello.node, grace(heartbeat.session));
+    let version = match service.store.write(|tx| mark_ready(tx, &hello)).await {
+        Ok((_, version)) => version,
+        Err(store::WriteError::Refused(status)) => return Some(status),
+        Err(error) => return Some(Status::unavailable(error.to_string())),
+    };
+    info!(node.hostname = hello.description.hostname, feed.applied = %hello.applied,
+        "session begins");
+    let mut session = Session {
+        seat: service.hub.seat(hello.node, &service.cancel),
+        node: hello.node,
+        since: version,
+        heartbeat,
+        service,
+        outbox,
+        ledger: Ledger::new(hello.known),
+        flight: Flight::default(),
+        networks: BTreeSet::new(),
+        released: BTreeSet::new(),
+        updates: 0,
+        drift: 0,
+    };
+    let end = match session.welcome().await {
+        Ok(()) => session.converse(inbound).await,
+        Err(end) => end,
+    };
+    match end {
+        End::Gone => {
+            info!("session ends: the agent is gone");
+            None
+        }
+        End::Refused(status) => {
+            info!(reason = status.message(), "session ends");
+            Some(status)
+        }
+    }
+}
+
+/// The node is READY at once, and what it says of itself is taken over.
+fn mark_ready(tx: &mut Transaction, hello: &Hello) -> Result<(), Status> {
+    admit(tx.state(), hello)?;
+    let stored = tx
+        .state()
+        .node(hello.node)
+        .ok_or_else(|| not_a_member(hello.node))?;
+    let mut node = Node::clone(stored);
+    node.description = hello.description.clone();
+    node.vtep = hello.vtep;
+    node.status.state = NodeState::Ready;
+    node.status.message = String::new();
+    if node != **stored {
+        tx.put(node).expect("it was read in this transaction");
+    }
+    Ok(())
+}
+
+/// How often the agent is to be heard of.
+struct Heartbeat {
+    /// The period that the cluster is set to, ...
+    cluster: Duration,
+    /// ... and this session's around it.
+    session: Duration,
+}
+
+impl Heartbeat {
+    fn new(state: &State) -> Self {
+        let cluster = cluster_period(state);
+        Self {
+            cluster,
+            session: session_period(cluster),
+        }
+    }
+}
+
+/// Why a session ends.
+enum End {
+    Gone,
+    Refused(Status),
+}
+
+struct Session<'a> {
+    service: DispatcherService,
+    seat: Seat,
+    node: NodeId,
+    /// The version that made the node READY: nothing older is projected.
+    since: Version,
+    heartbeat: Heartbeat,
+    outbox: &'a Outbox,
+    ledger: Ledger,
+    flight: Flight,
+    /// Networks that the node takes part in, as of the last work.
+    networks: BTreeSet<NetworkId>,
+    /// Tasks that the agent was told to stop before this session.
+    released: BTreeSet<TaskId>,
+    /// Updates sent.
+    updates: u64,
+    /// Heartbeats in a row with another view than ours.
+    drift: u32,
+}
+
+impl Session<'_> {
+    async fn welcome(&self) -> Result<(), End> {
+        let heartbeat = self.heartbeat.session;
+        self.send(ManagerMessage::Welcome { heartbeat }).await
+    }
+
+    /// Lets the agent know of another period, should the cluster have one now.
+    async fn keep_pace(&mut self, state: &State) -> Result<(), End> {
+        if cluster_period(state) == self.heartbeat.cluster {
+            return Ok(());
+        }
+        self.heartbeat = Heartbeat::new(state);
+        self.welcome().await
+    }
+
+    async fn converse(&mut self, mut inbound: Streaming<AgentMessage>) -> End {
+        let stop = self.seat.stop.clone();
+        let is_stopping = self.service.cancel.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => End::Refused(match is_stopping.is_cancelled() {
+                true => stopping(),
+                false => Status::aborted(
+                    "the node began another session, left, or missed its heartbeats",
+                ),
+            }),
+            end = self.exchange(&mut inbound) => end,
+        }
+    }
+
+    async fn exchange(&mut self, inbound: &mut Streaming<AgentMessage>) -> End {
+        loop {
+            let outcome = tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => self.hear(message).await,
+                    Ok(None) | Err(_) => return End::Gone,
+                },
+                pending = self.seat.work(), if self.flight.has_room() => self.tell(pending).await,
+            };
+            if let Err(end) = outcome {
+                return end;
+            }
+        }
+    }
+
+    async fn hear(&mut self, message: AgentMessage) -> Result<(), End> {
+        self.service
+            .liveness
+            .beat(self.node, grace(self.heartbeat.session));
+        match message {
+            AgentMessage::Hello(_) => Err(End::Refused(Status::invalid_argument(
+                "a hello comes once, at the beginning",
+            ))),
+            AgentMessage::Ack { version } => {
+                self.flight.ack(version);
+                self.seat.reached(self.flight.reached());
+                Ok(())
+            }
+            AgentMessage::Status { seq, statuses } => self.commit(seq, statuses).await,
+            AgentMessage::Heartbeat { applied: _, digest } => {
+                self.check(digest)?;
+                self.send(ManagerMessage::HeartbeatAck).await
+            }
+        }
+    }
+
+    async fn commit(&mut self, seq: u64, statuses: Vec<TaskStatusUpdate>) -> Result<(), End> {
+        let committed = self.service.statuses.commit(self.node, statuses).await;
+        committed.map_err(|error| End::Refused(Status::unavailable(error.to_string())))?;
+        self.send(ManagerMessage::StatusAck { seq }).await
+    }
+
+    /// Compares what the agent has applied with what it was sent. An agent that drifted begins
+    /// again: its next hello names what it really has, and the difference repairs it.
+    fn check(&mut self, digest: u64) -> Result<(), End> {
+        if !self.flight.is_empty() || digest == self.ledger.digest() {
+            self.drift = 0;
+            return Ok(());
+        }
+        self.drift += 1;
+        if self.drift < DRIFT_MAX {
+            return Ok(());
+        }
+        warn!("the node's view is not what it was sent; it has to begin its session again");
+        Err(End::Refused(Status::aborted(
+            "the applied view differs from the one sent; begin the session again to repair it",
+        )))
+    }
+
+    /// Sends what changed for the node, if anything.
+    async fn tell(&mut self, pending: Pending) -> Result<(), End> {
+        let Pending { round, work } = pending;
+        let version = round.state.version();
+        if version < self.since {
+            // The rounds have yet to see that the node is READY. They will, and then we look at
+            // everything.
+            return Ok(());
+        }
+        if round.state.node(self.node).is_none() {
+            return Err(End::Refused(not_a_member(self.node)));
+        }
+        self.keep_pace(&round.state).await?;
+        let is_first = self.updates == 0;
+        let update = self.update(&round, &if is_first { Work::All } else { work });
+        // The first update goes out even when empty: it tells the agent that it is up to date.
+        let news = is_first || !update.put.is_empty() || !update.removed.is_empty();
+        self.flight.evaluated(version, news);
+        if news {
+            self.updates += 1;
+            debug!(feed.version = %version, feed.put = update.put.len(),
+                feed.removed = update.removed.len(), "update sent");
+            self.send(ManagerMessage::Update(update)).await?;
+        }
+        self.seat.reached(self.flight.reached());
+        Ok(())
+    }
+
+    fn update(&mut self, round: &Round, work: &Work) -> Update {
+        let (state, version) = (&*round.state, round.state.version());
+        if self.updates == 0 {
+            self.find_released(round);
+        }
+        // What the agent was told once is not taken back.
+        let held = match self.released.is_empty() {
+            true => Cow::Borrowed(&*round.held),
+            false => Cow::Owned(&*round.held - &self.released),
+        };
+        let touches = match work {
+            Work::Touched(touches) => Some(touches),
+            Work::All => None,
+        };
+        let networks = match touches {
+            Some(touches) if !self.may_move(state, touches) => self.networks.clone(),
+            _ => networks_of_node(state, self.node),
+        };
+        let is_same_part = networks == self.networks;
+        self.networks.clone_from(&networks);
+        let projection = Projection::new(state, self.node, networks, &held);
+        match touches.filter(|_| is_same_part) {
+            Some(touches) => {
+                let objects = touches.iter().flat_map(|touch| projection.touched(*touch));
+                self.ledger.update(version, objects)
+            }
+            None => self.ledger.replace(version, projection.objects()),
+        }
+    }
+
+    /// Whether the node may take part in other networks after this.
+    fn may_move(&self, state: &State, touches: &BTreeSet<Touch>) -> bool {
+        touches.iter().any(|touch| match touch {
+            Touch::Task { task: id, .. } => {
+                let is_mine = state
+                    .task(*id)
+                    .is_some_and(|task| task.node == Some(self.node));
+                is_mine || self.ledger.contains(ViewKey::Task(*id))
+            }
+            Touch::Network(_) => true,
+            Touch::Cluster | Touch::Peer(_) | Touch::Service(_) => false,
+        })
+    }
+
+    /// Stops that this manager still holds back, but that the agent says it knows of: a manager
+    /// before this one released them.
+    fn find_released(&mut self, round: &Round) {
+        let nothing_held = BTreeSet::new();
+        let networks = networks_of_node(&round.state, self.node);
+        let projection = Projection::new(&round.state, self.node, networks, &nothing_held);
+        for task in round.state.tasks_of_node(self.node) {
+            if !round.held.contains(&task.id) {
+                continue;
+            }
+            let known = projection.assignment(task);
+            if known.is_some_and(|object| self.ledger.holds(&object)) {
+                self.released.insert(task.id);
+                self.seat.stop_was_released(task.id);
+            }
+        }
+    }
+
+    async fn send(&self, message: ManagerMessage) -> Result<(), End> {
+        self.outbox.send(Ok(message)).await.map_err(|_| End::Gone)
+    }
+}

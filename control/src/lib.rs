@@ -1,0 +1,25 @@
+//! The managers: allocator, scheduler, orchestrator, node liveness, dispatcher.
+
+pub mod allocator;
+mod bootstrap;
+pub mod constraint;
+mod dispatcher;
+mod drain;
+#[cfg(test)]
+mod fixture;
+mod liveness;
+mod manager;
+mod membership;
+pub mod ops;
+pub mod orchestrator;
+mod projection;
+pub mod scheduler;
+mod secret;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod sim_tests;
+pub mod stage;
+
+pub use bootstrap::{BootstrapError, InitOptions, NodeCredentials};
+pub use manager::{Manager, ManagerConfig, ManagerError};

@@ -1,0 +1,321 @@
+//! A manager: the store, the loops that work on it, and the gRPC server for the other nodes.
+
+use std::{
+    io,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::FutureExt;
+use model::{
+    Version,
+    inspect::NodeRow,
+    object::NodeState,
+    rpc::{DispatcherServer, MembershipServer},
+};
+use store::{Store, StoreConfig, StoreError, WriteError};
+use tokio::net::TcpListener;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+use tonic::transport::{Server, server::TcpIncoming};
+use tracing::{Instrument, error, error_span, info, warn};
+
+use crate::{
+    bootstrap::{self, BootstrapError, InitOptions, NodeCredentials},
+    dispatcher::{self, DispatcherService, Hub},
+    liveness::Liveness,
+    membership::MembershipService,
+    stage,
+};
+
+/// For the loops and sessions to end when the manager stops.
+const STOP_WAIT: Duration = Duration::from_secs(5);
+/// A hello names all that a node holds; this is room for a million objects.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// A peer that does not answer a ping within this time is cut off.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Where a manager keeps its state and is reached.
+#[derive(Debug, Clone)]
+pub struct ManagerConfig {
+    /// Of the manager alone; made when missing.
+    pub state_dir: PathBuf,
+    /// For the other nodes. Port 0 asks for a free one.
+    pub listen_addr: SocketAddr,
+}
+
+/// Why a manager does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    #[error("cannot listen on {addr}: {source}; is another manager running there?")]
+    Listen {
+        addr: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("there is no swarm in `{}`; make one with `swarmnet init`, or join one", .0.display())]
+    NoCluster(PathBuf),
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the first write failed: {0}")]
+    Write(String),
+}
+
+/// A running manager. A clone is the same one; it stops with [`Manager::shutdown`], or, without
+/// its orderly end, when the last clone goes.
+#[derive(Clone)]
+pub struct Manager {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    hub: Arc<Hub>,
+    local_addr: SocketAddr,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    _cancel_on_drop: DropGuard,
+}
+
+impl std::fmt::Debug for Manager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manager")
+            .field("local_addr", &self.inner.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Manager {
+    /// Makes a new cluster with this node as its first, and starts its manager.
+    ///
+    /// # Errors
+    /// When the address is taken, the store cannot be opened or has a cluster already, or the
+    /// options do not fit. The store is left without a cluster then.
+    pub async fn bootstrap(
+        config: ManagerConfig,
+        init: InitOptions,
+    ) -> Result<(Self, NodeCredentials), ManagerError> {
+        let (listener, local_addr) = listen(config.listen_addr).await?;
+        let advertised = init.advertise_port.unwrap_or(local_addr.port());
+        let store = open_store(
+            &config.state_dir,
+            SocketAddr::from((init.advertise_addr, advertised)),
+        )
+        .await?;
+        let created = store
+            .write(|tx| bootstrap::create(tx, &init, local_addr.port()))
+            .await;
+        match created {
+            Ok((credentials, _)) => {
+                info!(cluster.id = %credentials.cluster, node.id = %credentials.node, "swarm made");
+                let manager = Self::start(store, listener, local_addr).await?;
+                Ok((manager, credentials))
+            }
+            Err(error) => {
+                store.shutdown().await;
+                Err(match error {
+                    WriteError::Refused(error) => error.into(),
+                    other => ManagerError::Write(other.to_string()),
+                })
+            }
+        }
+    }
+
+    /// Starts the manager of a cluster that was made earlier.
+    ///
+    /// # Errors
+    /// When the address is taken, the store cannot be opened, or it has no cluster.
+    pub async fn open(config: ManagerConfig) -> Result<Self, ManagerError> {
+        let (listener, local_addr) = listen(config.listen_addr).await?;
+        let store = open_store(&config.state_dir, local_addr).await?;
+        if store.state().cluster().is_none() {
+            store.shutdown().await;
+            return Err(ManagerError::NoCluster(config.state_dir));
+        }
+        Self::start(store, listener, local_addr).await
+    }
+
+    async fn start(
+        store: Store,
+        listener: TcpListener,
+        local_addr: SocketAddr,
+    ) -> Result<Self, ManagerError> {
+        let liveness = Arc::new(Liveness::default());
+        if let Err(error) = liveness.start(&store).await {
+            store.shutdown().await;
+            return Err(ManagerError::Write(error.to_string()));
+        }
+        let cancel = CancellationToken::new();
+        let manager = Self {
+            inner: Arc::new(Inner {
+                store,
+                hub: Arc::default(),
+                local_addr,
+                tasks: TaskTracker::new(),
+                _cancel_on_drop: cancel.clone().drop_guard(),
+                cancel,
+            }),
+        };
+        manager.start_tasks(liveness, listener);
+        info!(listen.addr = %local_addr, "manager is ready");
+        Ok(manager)
+    }
+
+    /// Everything that runs in a manager, besides the store.
+    fn start_tasks(&self, liveness: Arc<Liveness>, listener: TcpListener) {
+        let Inner {
+            store, hub, cancel, ..
+        } = &*self.inner;
+        let (sink, source) = dispatcher::status_sink();
+
+        self.spawn(
+            "rounds",
+            dispatcher::run_rounds(store.clone(), hub.clone(), cancel.clone()),
+        );
+        self.spawn(
+            "statuses",
+            dispatcher::run_statuses(store.clone(), source, cancel.clone()),
+        );
+        self.spawn("pipeline", stage::run(store.clone(), cancel.clone()));
+        let on_down = {
+            let hub = hub.clone();
+            move |node| hub.end_session(node)
+        };
+        let watch = liveness.clone().run(store.clone(), on_down, cancel.clone());
+        self.spawn("liveness", watch);
+
+        let membership = MembershipService {
+            store: store.clone(),
+            hub: hub.clone(),
+            liveness: liveness.clone(),
+        };
+        let dispatcher = DispatcherService {
+            store: store.clone(),
+            hub: hub.clone(),
+            liveness,
+            statuses: sink,
+            cancel: cancel.clone(),
+            sessions: self.inner.tasks.clone(),
+        };
+        self.spawn(
+            "server",
+            serve(listener, membership, dispatcher, cancel.clone()),
+        );
+    }
+
+    fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let cancel = self.inner.cancel.clone();
+        let watched = async move {
+            if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+                // The panic's message is out already. A manager without one of its loops would
+                // look healthy and do nothing; a restarted one resumes from the store, and the
+                // nodes' traffic does not depend on it.
+                error!("a loop of the manager panicked; the daemon ends");
+                std::process::abort();
+            }
+            if !cancel.is_cancelled() {
+                error!("a loop of the manager ended though the manager goes on");
+            }
+        };
+        self.inner
+            .tasks
+            .spawn(watched.instrument(error_span!("manager", task = name)));
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Where the manager listens, with the port that it got.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.local_addr
+    }
+
+    /// Each node, and how far it follows: `inspect nodes`.
+    pub fn node_rows(&self) -> Vec<NodeRow> {
+        let state = self.inner.store.state();
+        let Version(current) = state.version();
+        let row = |node: &model::object::Node| NodeRow {
+            id: node.id.to_string(),
+            hostname: node.description.hostname.clone(),
+            state: state_name(node.status.state).to_owned(),
+            vtep: node.vtep,
+            applied: self.inner.hub.reached(node.id).0,
+            current,
+        };
+        state.nodes().map(|node| row(node)).collect()
+    }
+
+    /// Stops: no new sessions, the open ones end, the loops end, the store is left in order.
+    pub async fn shutdown(self) {
+        self.inner.cancel.cancel();
+        self.inner.tasks.close();
+        if tokio::time::timeout(STOP_WAIT, self.inner.tasks.wait())
+            .await
+            .is_err()
+        {
+            warn!(
+                tasks = self.inner.tasks.len(),
+                "not everything ended in time; stopping anyway"
+            );
+        }
+        self.inner.store.shutdown().await;
+        info!("manager has stopped");
+    }
+}
+
+async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ManagerError> {
+    let bound = async {
+        let listener = TcpListener::bind(addr).await?;
+        let local_addr = listener.local_addr()?;
+        Ok((listener, local_addr))
+    };
+    bound
+        .await
+        .map_err(|source| ManagerError::Listen { addr, source })
+}
+
+async fn open_store(dir: &Path, addr: SocketAddr) -> Result<Store, StoreError> {
+    Store::open(dir, StoreConfig::alone(addr)).await
+}
+
+/// The server for the other nodes. Mutual TLS goes in here: with it, the node id comes from the
+/// certificate and the secrets in hello and leave go.
+async fn serve(
+    listener: TcpListener,
+    membership: MembershipService,
+    dispatcher: DispatcherService,
+    cancel: CancellationToken,
+) {
+    let dispatcher = DispatcherServer::new(dispatcher)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let served = Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .add_service(MembershipServer::new(membership))
+        .add_service(dispatcher)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            cancel.cancelled(),
+        );
+    if let Err(error) = served.await {
+        error!(%error, "the server for other nodes failed");
+    }
+}
+
+fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Unknown => "unknown",
+        NodeState::Down => "down",
+        NodeState::Ready => "ready",
+        NodeState::Disconnected => "disconnected",
+    }
+}

@@ -1,0 +1,132 @@
+//! Whether a spec makes sense by itself.
+
+use std::collections::BTreeSet;
+
+use model::spec::{
+    ContainerSpec, EndpointMode, EndpointSpec, PublishMode, Resources, ServiceSpec, TaskSpec,
+    UpdateConfig,
+};
+
+use super::OpError;
+use crate::constraint;
+
+const NAME_LEN_MAX: usize = 63;
+const NANO_CPUS_MIN: i64 = 1_000_000;
+const MEMORY_BYTES_MIN: i64 = 4 << 20;
+
+/// Names become host names in DNS.
+pub(super) fn name(name: &str) -> Result<(), OpError> {
+    if name.is_empty() {
+        return Err(OpError::invalid("meta: name must be provided"));
+    }
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    let ends = [name.bytes().next(), name.bytes().last()];
+    let ends_well = ends
+        .into_iter()
+        .flatten()
+        .all(|b| b.is_ascii_alphanumeric());
+    if !ends_well || !name.bytes().all(inner) {
+        return Err(OpError::invalid(
+            "name must be valid as a DNS name component",
+        ));
+    }
+    if name.len() > NAME_LEN_MAX {
+        return Err(OpError::invalid("name must be 63 characters or fewer"));
+    }
+    Ok(())
+}
+
+pub(super) fn service(spec: &ServiceSpec) -> Result<(), OpError> {
+    name(&spec.name)?;
+    task(&spec.task)?;
+    for config in [&spec.update, &spec.rollback].into_iter().flatten() {
+        update_config(config)?;
+    }
+    endpoint(&spec.endpoint)
+}
+
+fn task(spec: &TaskSpec) -> Result<(), OpError> {
+    container(&spec.container)?;
+    resources(&spec.resources)?;
+    constraint::parse(&spec.placement).map_err(|error| OpError::invalid(error.to_string()))?;
+    let mut networks = BTreeSet::new();
+    for attachment in &spec.networks {
+        if !networks.insert(attachment.network) {
+            return Err(OpError::invalid(format!(
+                "network {} is attached twice; name it once with all its aliases",
+                attachment.network
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn container(spec: &ContainerSpec) -> Result<(), OpError> {
+    if spec.image.is_empty() {
+        return Err(OpError::invalid(
+            "ContainerSpec: image reference must be provided",
+        ));
+    }
+    match spec.env.iter().find(|env| env.starts_with('=')) {
+        Some(env) => Err(OpError::invalid(format!(
+            "ContainerSpec: environment variable '{env}' has no name"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn resources(spec: &Resources) -> Result<(), OpError> {
+    let cpus = [spec.limit_nano_cpus, spec.reserve_nano_cpus];
+    for cpus in cpus.into_iter().flatten().filter(|cpus| *cpus != 0) {
+        if cpus < NANO_CPUS_MIN {
+            let given = cpus as f64 / 1e9;
+            return Err(OpError::invalid(format!(
+                "invalid cpu value {given}: Must be at least 0.001"
+            )));
+        }
+    }
+    let memory = [spec.limit_memory_bytes, spec.reserve_memory_bytes];
+    for bytes in memory.into_iter().flatten().filter(|bytes| *bytes != 0) {
+        if bytes < MEMORY_BYTES_MIN {
+            return Err(OpError::invalid(format!(
+                "invalid memory value {bytes}: Must be at least 4MiB"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn update_config(config: &UpdateConfig) -> Result<(), OpError> {
+    if (0.0..=1.0).contains(&config.max_failure_ratio) {
+        Ok(())
+    } else {
+        Err(OpError::invalid(
+            "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1",
+        ))
+    }
+}
+
+fn endpoint(spec: &EndpointSpec) -> Result<(), OpError> {
+    let mut published = BTreeSet::new();
+    for port in &spec.ports {
+        if port.target == 0 {
+            return Err(OpError::invalid(
+                "EndpointSpec: target port must be between 1 and 65535",
+            ));
+        }
+        if spec.mode == EndpointMode::Dnsrr && port.mode == PublishMode::Ingress {
+            return Err(OpError::invalid(
+                "EndpointSpec: port published with ingress mode can't be used with dnsrr mode",
+            ));
+        }
+        let Some(number) = port.published.filter(|number| *number != 0) else {
+            continue;
+        };
+        if !published.insert((port.protocol, number)) {
+            return Err(OpError::invalid(
+                "EndpointSpec: duplicate published ports provided",
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! The few ways in which the orchestrator changes the state.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use model::{
+    TaskId, TaskState,
+    object::{Meta, Service, Task, TaskStatus},
+};
+use store::{Key, State, Transaction};
+
+use super::slot::SlotKey;
+
+/// A transaction with a bound on its size and the time of the next thing to do.
+pub(super) struct Editor<'a> {
+    tx: &'a mut Transaction,
+    writes: usize,
+    writes_max: usize,
+    wake: Option<Timestamp>,
+}
+
+impl<'a> Editor<'a> {
+    pub(super) fn new(tx: &'a mut Transaction, writes_max: usize) -> Self {
+        Self {
+            tx,
+            writes: 0,
+            writes_max,
+            wake: None,
+        }
+    }
+
+    pub(super) fn state(&self) -> &State {
+        self.tx.state()
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.tx.now()
+    }
+
+    pub(super) fn tx(&mut self) -> &mut Transaction {
+        self.tx
+    }
+
+    /// Writes and deletions so far.
+    pub(super) fn writes(&self) -> usize {
+        self.writes
+    }
+
+    /// Whether the rest is for the next transaction.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.writes >= self.writes_max
+    }
+
+    /// Asks for a step at `at`.
+    pub(super) fn wake_at(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+
+    pub(super) fn take_wake(&mut self) -> Option<Timestamp> {
+        self.wake.take()
+    }
+
+    pub(super) fn wake(&self) -> Option<Timestamp> {
+        self.wake
+    }
+
+    /// The service as it is now.
+    pub(super) fn service(&self, service: &Service) -> Arc<Service> {
+        let found = self.state().service(service.id);
+        Arc::clone(found.expect("services are only removed by users"))
+    }
+
+    pub(super) fn put_task(&mut self, task: Task) {
+        self.writes += 1;
+        self.tx.put(task).expect("read in this transaction");
+    }
+
+    pub(super) fn put_service(&mut self, service: Service) {
+        self.writes += 1;
+        self.tx.put(service).expect("read in this transaction");
+    }
+
+    pub(super) fn delete(&mut self, task: TaskId) {
+        self.writes += 1;
+        self.tx.remove(Key::Task(task));
+    }
+
+    /// Writes a desired state if it is a step forward. A task that no agent knows of is deleted
+    /// when it is no longer wanted: nobody would report its end.
+    pub(super) fn want(&mut self, task: &Task, desired: TaskState) {
+        if desired <= task.desired {
+            return;
+        }
+        if desired > TaskState::Running && task.status.state < TaskState::Assigned {
+            return self.delete(task.id);
+        }
+        self.put_task(Task {
+            desired,
+            ..task.clone()
+        });
+    }
+
+    /// A new task of the service's newest spec.
+    pub(super) fn create(&mut self, service: &Service, key: SlotKey, desired: TaskState) {
+        let now = self.now();
+        let service = self.service(service);
+        let (slot, node) = match key {
+            SlotKey::Number(number) => (Some(number), None),
+            SlotKey::Node(node) => (None, Some(node)),
+        };
+        self.put_task(Task {
+            id: TaskId::generate(),
+            meta: Meta::new(now),
+            service: service.id,
+            service_name: service.spec.name.clone(),
+            slot,
+            node,
+            spec: service.spec.task.clone(),
+            spec_version: service.spec_version,
+            desired,
+            status: TaskStatus {
+                timestamp: now,
+                state: TaskState::New,
+                message: "created".to_owned(),
+                err: None,
+                container: None,
+            },
+            attachments: Vec::new(),
+            endpoint: None,
+        });
+    }
+}

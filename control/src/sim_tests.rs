@@ -1,0 +1,232 @@
+//! Histories by seed: whatever happens, once it stops happening the cluster is as it was wanted.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use model::{
+    ServiceId, TaskState,
+    object::UpdateState,
+    spec::{Availability, FailureAction, RestartPolicy, ServiceMode, UpdateConfig, UpdateOrder},
+};
+use rand::RngExt;
+
+use crate::{fixture, ops, sim::Sim};
+
+/// More with `SWARMNET_SIM_SEEDS`.
+const SEEDS: u64 = 15;
+
+fn seeds() -> std::ops::Range<u64> {
+    let wanted = std::env::var("SWARMNET_SIM_SEEDS").ok();
+    0..wanted.map_or(SEEDS, |seeds| seeds.parse().expect("a number of seeds"))
+}
+
+fn network(sim: &mut Sim, name: &str) -> model::NetworkId {
+    let spec = model::spec::NetworkSpec {
+        name: name.to_owned(),
+        ..Default::default()
+    };
+    sim.world
+        .try_write(|tx| ops::network::create(tx, spec))
+        .unwrap()
+}
+
+fn quick_restarts() -> Option<RestartPolicy> {
+    Some(RestartPolicy {
+        delay: Some(Duration::from_millis(300)),
+        ..RestartPolicy::default()
+    })
+}
+
+/// One random event in the life of a cluster.
+fn disturb(sim: &mut Sim, services: &[ServiceId]) {
+    let nodes = sim.nodes();
+    let node = nodes[sim.rng.random_range(0..nodes.len())];
+    let service = services[sim.rng.random_range(0..services.len())];
+    match sim.rng.random_range(0..12) {
+        0 => sim.set_down(node, true),
+        1 => sim.set_down(node, false),
+        2 => sim.set_availability(node, Availability::Drain),
+        3 => sim.set_availability(node, Availability::Active),
+        4 => sim.set_availability(node, Availability::Pause),
+        5 => {
+            let replicas = sim.rng.random_range(0..12);
+            sim.update(service, |spec| {
+                if let ServiceMode::Replicated { replicas: wanted } = &mut spec.mode {
+                    *wanted = replicas;
+                }
+            });
+        }
+        6 => {
+            let word = format!("v{}", sim.rng.random_range(0..4));
+            sim.update(service, |spec| spec.task.container.args = vec![word]);
+        }
+        7 => sim.restart_manager(),
+        8 => {
+            sim.world.add_nodes(1);
+        }
+        9 if nodes.len() > 3 => {
+            let removed = sim.world.try_write(|tx| ops::node::remove(tx, node, true));
+            removed.unwrap();
+        }
+        10 => {
+            let broken = format!("v{}", sim.rng.random_range(0..8));
+            sim.broken = Some(broken);
+        }
+        _ => {
+            let order = [UpdateOrder::StopFirst, UpdateOrder::StartFirst];
+            let action = [FailureAction::Continue, FailureAction::Rollback];
+            let update = UpdateConfig {
+                parallelism: sim.rng.random_range(0..3),
+                order: order[sim.rng.random_range(0..2)],
+                failure_action: action[sim.rng.random_range(0..2)],
+                ..UpdateConfig::default()
+            };
+            sim.update(service, |spec| spec.update = Some(update));
+        }
+    }
+}
+
+/// How many tasks the service is to have.
+fn replicas(sim: &Sim, id: ServiceId) -> usize {
+    match sim.service(id).spec.mode {
+        ServiceMode::Replicated { replicas } => replicas as usize,
+        ServiceMode::Global => sim.nodes().len(),
+    }
+}
+
+fn is_at_rest(sim: &Sim, id: ServiceId) -> bool {
+    let service = sim.service(id);
+    let status = service.update_status.as_ref().map(|status| status.state);
+    let wanted = sim.wanted(id).len();
+    !matches!(
+        status,
+        Some(UpdateState::Updating | UpdateState::RollbackStarted)
+    ) && wanted == replicas(sim, id)
+        && sim.running(id).len() == wanted
+        && sim
+            .tasks(id)
+            .iter()
+            .all(|task| task.desired <= TaskState::Running || task.status.state.is_terminal())
+}
+
+/// As many tasks run as are wanted, each in its slot, all of the newest spec, on willing nodes.
+fn assert_converged(sim: &mut Sim, id: ServiceId, seed: u64) {
+    let service = sim.service(id);
+    let running = sim.running(id);
+    let places: BTreeSet<_> = running
+        .iter()
+        .map(|task| (task.slot, task.node.filter(|_| task.slot.is_none())))
+        .collect();
+    let replicas = replicas(sim, id);
+    assert_eq!(places.len(), replicas, "seed {seed}: {places:?}");
+    assert_eq!(running.len(), replicas, "seed {seed}");
+    assert_eq!(sim.wanted(id).len(), replicas, "seed {seed}");
+    for task in running {
+        assert_eq!(task.spec, service.spec.task, "seed {seed}");
+        assert_eq!(task.spec_version, service.spec_version, "seed {seed}");
+        let node = sim.world.state.node(task.node.unwrap()).unwrap();
+        assert_ne!(node.spec.availability, Availability::Drain, "seed {seed}");
+    }
+}
+
+#[test]
+fn random_histories_end_as_wanted() {
+    for seed in seeds() {
+        let mut sim = Sim::new(seed, 5);
+        let (a, b) = (network(&mut sim, "a"), network(&mut sim, "b"));
+        let replicated = ServiceMode::Replicated { replicas: 4 };
+        let services: Vec<_> = [
+            ("web", replicated, vec![a]),
+            ("db", replicated, vec![a, b]),
+            ("agent", ServiceMode::Global, vec![b]),
+        ]
+        .into_iter()
+        .map(|(name, mode, networks)| {
+            let mut spec = fixture::service(name, 4, &networks);
+            spec.mode = mode;
+            spec.task.restart = quick_restarts();
+            spec.endpoint.ports = vec![fixture::port(None, 80), fixture::port(None, 81)];
+            sim.create(spec)
+        })
+        .collect();
+        sim.failure = 0.02;
+        for _ in 0..60 {
+            disturb(&mut sim, &services);
+            let pause = sim.rng.random_range(0..3000);
+            sim.run_for(Duration::from_millis(pause));
+        }
+        sim.failure = 0.0;
+        sim.broken = None;
+        for service in &services {
+            // What was paused goes on.
+            sim.update(*service, |_| {});
+        }
+        for node in sim.nodes() {
+            sim.set_down(node, false);
+            sim.set_availability(node, Availability::Active);
+        }
+        let healed = sim.run_until(Duration::from_secs(240), |sim| {
+            services.iter().all(|service| is_at_rest(sim, *service))
+        });
+        assert!(healed, "seed {seed}");
+        for service in &services {
+            assert_converged(&mut sim, *service, seed);
+        }
+        sim.assert_quiet();
+
+        for service in services {
+            let removed = sim.world.try_write(|tx| ops::service::remove(tx, service));
+            removed.unwrap();
+        }
+        sim.run_for(Duration::from_secs(30));
+        assert_eq!(sim.world.state.task_count(), 0, "seed {seed}");
+        for network in [a, b] {
+            let removed = sim.world.try_write(|tx| ops::network::remove(tx, network));
+            removed.unwrap();
+        }
+    }
+}
+
+/// The lowest number of serving tasks seen while an update goes through, without failures.
+fn lowest_while_updating(seed: u64, update: UpdateConfig) -> usize {
+    let mut sim = Sim::new(seed, 4);
+    let net = network(&mut sim, "net");
+    let mut spec = fixture::service("web", 6, &[net]);
+    spec.update = Some(update);
+    let id = sim.create(spec);
+    assert!(sim.run_until(Duration::from_secs(30), |sim| sim.running(id).len() == 6));
+    sim.update(id, |spec| spec.task.container.args = vec!["new".into()]);
+    let mut lowest = usize::MAX;
+    let completed = sim.run_until(Duration::from_secs(600), |sim| {
+        lowest = lowest.min(sim.running(id).len());
+        let status = sim.service(id).update_status.clone();
+        status.is_some_and(|status| status.state == UpdateState::Completed)
+    });
+    assert!(completed, "seed {seed}");
+    assert_converged(&mut sim, id, seed);
+    lowest
+}
+
+#[test]
+fn start_first_never_serves_with_less() {
+    for seed in seeds() {
+        let update = UpdateConfig {
+            parallelism: seed % 4,
+            order: UpdateOrder::StartFirst,
+            ..UpdateConfig::default()
+        };
+        assert_eq!(lowest_while_updating(seed, update), 6, "seed {seed}");
+    }
+}
+
+#[test]
+fn stop_first_takes_away_no_more_than_its_parallelism() {
+    for seed in seeds() {
+        let parallelism = 1 + seed % 3;
+        let update = UpdateConfig {
+            parallelism,
+            ..UpdateConfig::default()
+        };
+        let lowest = lowest_while_updating(seed, update) as u64;
+        assert!(lowest >= 6 - parallelism, "seed {seed}: {lowest}");
+    }
+}

@@ -1,0 +1,5 @@
+//! The whole manager in one process, over real gRPC on loopback and a store on disk.
+
+mod pipeline;
+mod sessions;
+mod support;

@@ -1,0 +1,253 @@
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use model::{
+    EndpointId, NodeId, ServiceId, TaskId, TaskState,
+    object::{
+        DataPathConfig, Meta, NodeDescription, NodeState, Service, ServiceEndpoint, Task,
+        TaskStatus,
+    },
+    rpc::{JoinRequest, JoinResponse, MembershipClient},
+    spec::{Availability, ClusterSpec, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec},
+};
+use store::{State, Transaction};
+use swarmnet_control::{InitOptions, Manager, ManagerConfig};
+use tempfile::TempDir;
+use tonic::Status;
+
+use super::{Agent, in_time};
+
+/// What a node proves itself with.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    pub id: NodeId,
+    pub secret: String,
+    pub hostname: String,
+    pub vtep: Ipv4Addr,
+}
+
+pub struct Cluster {
+    pub manager: Manager,
+    /// The first node, the manager's own.
+    pub first: Credentials,
+    dir: TempDir,
+    vtep_last: u8,
+}
+
+fn config(dir: &Path) -> ManagerConfig {
+    ManagerConfig {
+        state_dir: dir.join("manager"),
+        listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+    }
+}
+
+/// Of the first node.
+pub fn init_options() -> InitOptions {
+    InitOptions {
+        spec: ClusterSpec::default(),
+        data_path: DataPathConfig::default(),
+        description: description("first"),
+        availability: Availability::Active,
+        advertise_addr: Ipv4Addr::LOCALHOST,
+        advertise_port: None,
+        data_path_addr: Some(Ipv4Addr::new(192, 0, 2, 1)),
+    }
+}
+
+fn description(hostname: &str) -> NodeDescription {
+    NodeDescription {
+        hostname: hostname.to_owned(),
+        ..NodeDescription::default()
+    }
+}
+
+impl Cluster {
+    pub async fn new() -> Self {
+        Self::with_heartbeat(ClusterSpec::default().dispatcher_heartbeat).await
+    }
+
+    pub async fn with_heartbeat(dispatcher_heartbeat: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut init = init_options();
+        init.spec.dispatcher_heartbeat = dispatcher_heartbeat;
+        let (manager, credentials) = Manager::bootstrap(config(dir.path()), init).await.unwrap();
+        Self {
+            manager,
+            first: Credentials {
+                id: credentials.node,
+                secret: credentials.secret,
+                hostname: "first".to_owned(),
+                vtep: credentials.vtep,
+            },
+            dir,
+            vtep_last: 1,
+        }
+    }
+
+    pub fn config(&self) -> ManagerConfig {
+        config(self.dir.path())
+    }
+
+    /// Stops the manager and opens it anew, on another port.
+    pub async fn restart(&mut self) {
+        self.manager.clone().shutdown().await;
+        self.manager = Manager::open(self.config()).await.unwrap();
+    }
+
+    pub fn state(&self) -> Arc<State> {
+        self.manager.store().state()
+    }
+
+    pub async fn until(&self, what: &str, is_so: impl Fn(&State) -> bool) {
+        let mut states = self.manager.store().watch();
+        in_time(what, states.wait_for(|state| is_so(state)))
+            .await
+            .expect("the store goes on");
+    }
+
+    pub async fn until_node(&self, node: NodeId, state: NodeState) {
+        let is_so = |at: &State| at.node(node).unwrap().status.state == state;
+        self.until(&format!("node {node} is {state:?}"), is_so)
+            .await;
+    }
+
+    pub async fn write<T>(&self, f: impl FnOnce(&mut Transaction) -> T + Send) -> T {
+        let write = |tx: &mut Transaction| Ok::<_, std::convert::Infallible>(f(tx));
+        self.manager.store().write(write).await.unwrap().0
+    }
+
+    pub async fn try_join(&self, token: String) -> Result<JoinResponse, Status> {
+        let url = format!("http://{}", self.manager.local_addr());
+        let mut client = MembershipClient::connect(url).await.unwrap();
+        let request = JoinRequest {
+            token,
+            description: description("joiner"),
+            advertise_addr: None,
+            data_path_addr: Some(Ipv4Addr::new(192, 0, 2, self.vtep_last)),
+            availability: Availability::Active,
+        };
+        Ok(client.join(request).await?.into_inner())
+    }
+
+    pub async fn join(&mut self) -> Credentials {
+        self.vtep_last += 1;
+        let token = self.state().cluster().unwrap().tokens.worker.clone();
+        let joined = self.try_join(token).await.unwrap();
+        Credentials {
+            id: joined.node,
+            secret: joined.secret,
+            hostname: "joiner".to_owned(),
+            vtep: joined.vtep,
+        }
+    }
+
+    /// A session of an agent that holds nothing.
+    pub async fn connect(&self, node: &Credentials) -> Agent {
+        Agent::connect(self.manager.local_addr(), node).await
+    }
+
+    pub fn applied(&self, node: NodeId) -> (u64, u64) {
+        let rows = self.manager.node_rows();
+        let row = rows.iter().find(|row| row.id == node.to_string()).unwrap();
+        (row.applied, row.current)
+    }
+
+    /// Waits until the node has acknowledged all there is.
+    pub async fn until_applied(&self, node: NodeId) {
+        let mut poll = tokio::time::interval(Duration::from_millis(5));
+        in_time("the node acknowledged everything", async {
+            while self.applied(node).0 < self.applied(node).1 {
+                poll.tick().await;
+            }
+        })
+        .await;
+    }
+
+    /// A service with one published port, and its one task on `node`.
+    pub async fn add_task(&self, node: NodeId, published: u16) -> (TaskId, EndpointId) {
+        self.write(|tx| {
+            let service = service(tx, published);
+            let id = service.id;
+            tx.put(service).unwrap();
+            let task = task(tx, tx.state().service(id).unwrap().as_ref(), node);
+            let task = Task {
+                endpoint: Some(tx.allocate_endpoint_id()),
+                ..task
+            };
+            let ids = (task.id, task.endpoint.unwrap());
+            tx.put(task).unwrap();
+            ids
+        })
+        .await
+    }
+
+    /// Asks for the end of a task, and of its service, as when the service is removed.
+    pub async fn stop(&self, id: TaskId) {
+        self.write(|tx| {
+            let mut task = Task::clone(tx.state().task(id).unwrap());
+            task.desired = TaskState::Shutdown;
+            let mut service = Service::clone(tx.state().service(task.service).unwrap());
+            service.spec.mode = ServiceMode::Replicated { replicas: 0 };
+            tx.put(task).unwrap();
+            tx.put(service).unwrap();
+        })
+        .await;
+    }
+}
+
+fn service(tx: &Transaction, published: u16) -> Service {
+    let port = PortSpec {
+        name: None,
+        protocol: Protocol::Tcp,
+        target: 80,
+        published: Some(published),
+        mode: PublishMode::Ingress,
+    };
+    let mut spec = ServiceSpec {
+        name: format!("web-{published}"),
+        mode: ServiceMode::Replicated { replicas: 1 },
+        ..ServiceSpec::default()
+    };
+    spec.task.container.image = "host".to_owned();
+    spec.endpoint.ports = vec![port.clone()];
+    Service {
+        id: ServiceId::generate(),
+        meta: Meta::new(tx.now()),
+        endpoint: ServiceEndpoint {
+            mode: spec.endpoint.mode,
+            ports: vec![port],
+            vips: Vec::new(),
+        },
+        spec,
+        previous_spec: None,
+        spec_version: tx.version(),
+        update_status: None,
+    }
+}
+
+fn task(tx: &Transaction, service: &Service, node: NodeId) -> Task {
+    Task {
+        id: TaskId::generate(),
+        meta: Meta::new(tx.now()),
+        service: service.id,
+        service_name: service.spec.name.clone(),
+        slot: Some(1),
+        node: Some(node),
+        spec: service.spec.task.clone(),
+        spec_version: service.spec_version,
+        desired: TaskState::Running,
+        status: TaskStatus {
+            timestamp: tx.now(),
+            state: TaskState::Assigned,
+            message: String::new(),
+            err: None,
+            container: None,
+        },
+        attachments: Vec::new(),
+        endpoint: None,
+    }
+}

@@ -1,0 +1,271 @@
+//! The data plane of one node.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use model::feed::NodeView;
+use tracing::{debug, info};
+
+use crate::{
+    attach::{Hook, Links, UplinkMode},
+    bpffs::{PinDir, raise_memlock},
+    desired::{Desired, Skipped, desired},
+    error::DatapathError,
+    extent::Moment,
+    load::{self, Programs},
+    local::LocalState,
+    maps::Maps,
+    plan::{Full, Op, Planner},
+    sys,
+    tables::Tables,
+};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatapathConfig {
+    /// Where maps, programs and links are pinned; each node of a machine has its own.
+    pub pin_dir: PathBuf,
+    /// Root of cgroup2: the socket programs see every process of the machine, and tell nodes apart
+    /// by network namespace.
+    pub cgroup: PathBuf,
+    pub uplink_mode: UplinkMode,
+}
+
+/// The programs and maps in the kernel, and the way to change them. They stay and work when this is
+/// dropped; [`Datapath::detach_all`] ends them.
+///
+/// Interface indexes are of the network namespace of the calling thread.
+pub struct Datapath {
+    pins: PinDir,
+    uplink_mode: UplinkMode,
+    programs: Programs,
+    links: Links,
+    pub(crate) maps: Maps,
+    planner: Planner,
+    opened: Instant,
+    syncs: u64,
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath")
+            .field("pins", &self.pins)
+            .field("syncs", &self.syncs)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Datapath {
+    /// Takes over what is pinned, with this build's programs in place of another's; loads what is
+    /// not there. Traffic goes on meanwhile.
+    pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
+        raise_memlock();
+        let pins = PinDir::open(&config.pin_dir)?;
+        let programs = load::programs(&pins)?;
+        let maps = Maps::open(&pins.maps())?;
+        let links = Links::new(&pins);
+        links.take_over(&pins)?;
+        links.adopt(&programs)?;
+        links.attach_cgroup(&config.cgroup, &programs)?;
+        load::forget_other_builds(&pins)?;
+        pins.forget_other_layouts()?;
+        // Ranges that a former process of ours freed are not known; after this nobody reads them.
+        if let Err(error) = sys::await_running_programs() {
+            debug!(%error, "cannot wait for running programs");
+        }
+        Ok(Self {
+            planner: Planner::new(maps.capacities()),
+            pins,
+            uplink_mode: config.uplink_mode,
+            programs,
+            links,
+            maps,
+            opened: Instant::now(),
+            syncs: 0,
+        })
+    }
+
+    /// Puts the mesh's entry on the interface that faces the other nodes and the clients.
+    pub fn attach_uplink(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.links
+            .attach_uplink(ifindex, self.uplink_mode, &self.programs)
+    }
+
+    pub fn attach_vxlan(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.links.attach_tc(Hook::Vxlan, ifindex, &self.programs)
+    }
+
+    /// Host side of a task's veth of an overlay network.
+    pub fn attach_task(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.links.attach_tc(Hook::Task, ifindex, &self.programs)
+    }
+
+    /// Host side of a task's veth of the gateway bridge.
+    pub fn attach_gateway(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.links.attach_tc(Hook::Gateway, ifindex, &self.programs)
+    }
+
+    /// Takes off what is on a task's veth. The interface may be gone already, or never have been.
+    pub fn detach_veth(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.links.detach(Hook::Task, ifindex)?;
+        self.links.detach(Hook::Gateway, ifindex)
+    }
+
+    /// Takes the entry of the mesh off an interface that is the uplink no longer.
+    pub fn detach_uplink(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.links.detach(Hook::UplinkXdp, ifindex)?;
+        self.links.detach(Hook::UplinkTc, ifindex)
+    }
+
+    /// Makes the kernel's maps hold what `view` and `local` say, whatever they hold now. The
+    /// programs see no moment in which a packet has nowhere to go that had before and has after.
+    ///
+    /// On an error, what was done stays, and the next sync goes on from there.
+    #[tracing::instrument(level = "debug", skip_all, fields(view.version = view.version.0))]
+    pub fn sync(
+        &mut self,
+        view: &NodeView,
+        local: &LocalState,
+    ) -> Result<SyncReport, DatapathError> {
+        let begun = Instant::now();
+        self.syncs += 1;
+        let desired = desired(view, local)?;
+        let present = self.maps.observe()?;
+        let ops = self.plan(&desired, &present)?;
+        let mut report = SyncReport::default();
+        for op in &ops {
+            debug!(map.op = %op, "applied");
+            report.flows_dropped += self.maps.apply(op)?;
+            report.count(op);
+        }
+        report.skipped = desired.skipped;
+        report.duration = begun.elapsed();
+        report.log();
+        Ok(report)
+    }
+
+    fn plan(&mut self, desired: &Desired, present: &Tables) -> Result<Vec<Op>, Full> {
+        let now = Moment {
+            sync: self.syncs,
+            at: self.opened.elapsed(),
+        };
+        let plan = self.planner.plan(desired, present, now);
+        let Err(full) = plan else { return plan };
+        // What rests may suffice. To wait until its readers are gone is dear, so only now.
+        info!(%full, "waits for running programs, to reuse what they may still read");
+        if sys::await_running_programs().is_err() {
+            return Err(full);
+        }
+        self.planner.readers_are_gone(now);
+        self.planner.plan(desired, present, now)
+    }
+
+    /// Unpins everything: the programs are off their hooks and the maps gone when this returns.
+    pub fn detach_all(self) -> Result<(), DatapathError> {
+        // Links go first, so that no program runs on maps that are gone from view.
+        self.links.detach_all()?;
+        let Self {
+            pins,
+            programs,
+            maps,
+            ..
+        } = self;
+        drop((programs, maps));
+        pins.remove()?;
+        info!("data plane detached");
+        Ok(())
+    }
+}
+
+/// What a sync did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SyncReport {
+    /// Entries of maps written: endpoints, interfaces, namespaces, nodes, configuration.
+    pub entries_written: usize,
+    /// Frontends (VIPs and published ports) that got a new entry.
+    pub services_written: usize,
+    pub rings_written: usize,
+    pub backends_written: usize,
+    /// Entries removed, frontends included.
+    pub entries_removed: usize,
+    /// Flows removed because their endpoint is gone.
+    pub flows_dropped: usize,
+    /// Parts of the view that could not be had.
+    pub skipped: Vec<Skipped>,
+    pub duration: Duration,
+}
+
+impl SyncReport {
+    /// Whether all was as it should be already.
+    pub fn is_unchanged(&self) -> bool {
+        let Self {
+            entries_written,
+            services_written,
+            rings_written,
+            backends_written,
+            entries_removed,
+            flows_dropped,
+            skipped: _,
+            duration: _,
+        } = self;
+        [
+            entries_written,
+            services_written,
+            rings_written,
+            backends_written,
+            entries_removed,
+            flows_dropped,
+        ]
+        .into_iter()
+        .all(|count| *count == 0)
+    }
+
+    fn count(&mut self, op: &Op) {
+        match op {
+            Op::ResetStats(_) | Op::DropFlows(_) | Op::DropVipFlows(_) => {}
+            Op::PutService(..) => self.services_written += 1,
+            Op::WriteRing(..) => self.rings_written += 1,
+            Op::WriteBackends(_, values) => self.backends_written += values.len(),
+            Op::PutEndpoint(..)
+            | Op::PutVeth(..)
+            | Op::PutLocal(..)
+            | Op::PutNetns(..)
+            | Op::PutTarget(..)
+            | Op::PutPeer(..)
+            | Op::PutNodeAddr(_)
+            | Op::PutConfig(_) => self.entries_written += 1,
+            Op::RemoveService(_)
+            | Op::RemoveEndpoint(_)
+            | Op::RemoveVeth(_)
+            | Op::RemoveLocal(_)
+            | Op::RemoveNetns(_)
+            | Op::RemoveTarget(_)
+            | Op::RemovePeer(_)
+            | Op::RemoveNodeAddr(_) => self.entries_removed += 1,
+        }
+    }
+
+    fn log(&self) {
+        for skipped in &self.skipped {
+            debug!(%skipped, "left out of the data plane");
+        }
+        debug!(
+            duration_us = self.duration.as_micros() as u64,
+            written.entries = self.entries_written,
+            written.services = self.services_written,
+            written.rings = self.rings_written,
+            written.backends = self.backends_written,
+            removed.entries = self.entries_removed,
+            removed.flows = self.flows_dropped,
+            "data plane synced"
+        );
+    }
+}
+
+// The agent keeps it on a task of its runtime.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Datapath>();
+};

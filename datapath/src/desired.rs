@@ -1,0 +1,461 @@
+//! From what the managers say ([`NodeView`]) and what the node is ([`LocalState`]) to what the maps
+//! shall hold. Pure; in order of keys throughout, so that every node decides alike.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use dataplane_abi::{
+    BACKEND_ACTIVE, BACKEND_DRAINING, BACKENDS_PER_SERVICE_MAX, BackendValue, Be16, Be32,
+    EndpointValue, LocalEndpoint, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig,
+    PeerValue, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue,
+    net::{mesh_mac, task_mac},
+};
+use model::{
+    EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
+    feed::{BackendState, ClusterView, EndpointView, NodeView, PeerView, ServiceView},
+    spec::EndpointMode,
+};
+
+use crate::{
+    local::{GATEWAY_PREFIX_LEN, LocalState, LocalTask, LocalVeth},
+    maglev::Member,
+    tables::{Frontend, OverlayAddr, Published, Target},
+};
+
+/// The view cannot be put into tables.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DesiredError {
+    #[error("the view has no cluster: wait for the managers' first update before a sync")]
+    NoCluster,
+    #[error(
+        "this node, {0}, is not among the view's peers, so its tunnel address is not known: wait \
+         for the managers' next update"
+    )]
+    UnknownSelf(NodeId),
+}
+
+/// Something in the view that the maps cannot hold; the rest is in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Skipped {
+    #[error(
+        "task {task}: network {network} is not in the view, so its interface {ifindex} stays shut"
+    )]
+    UnknownNetwork {
+        task: TaskId,
+        network: NetworkId,
+        ifindex: u32,
+    },
+    #[error(
+        "task {task}: it has {count} networks, and VIPs are found in the first {NETNS_VNIS_MAX} only"
+    )]
+    TooManyNetworks { task: TaskId, count: usize },
+    #[error("service {service}: {frontend} belongs to service {owner}; change one of them")]
+    FrontendTaken {
+        service: ServiceId,
+        frontend: Frontend,
+        owner: ServiceId,
+    },
+    #[error(
+        "service {service}: of {count} backends only the first {BACKENDS_PER_SERVICE_MAX} are used"
+    )]
+    TooManyBackends { service: ServiceId, count: usize },
+}
+
+/// What the maps shall hold. Indexes into `STATS`, `RINGS` and `BACKENDS` and generations are left
+/// zero: the plan chooses them.
+#[derive(Debug, Clone, Default)]
+pub struct Desired {
+    pub config: NodeConfig,
+    pub endpoints: BTreeMap<OverlayAddr, EndpointValue>,
+    pub veths: BTreeMap<u32, VethValue>,
+    pub locals: BTreeMap<u32, LocalEndpoint>,
+    pub netns: BTreeMap<u64, NetnsValue>,
+    pub targets: BTreeMap<Target, TargetValue>,
+    pub peers: BTreeMap<Ipv4Addr, PeerValue>,
+    pub node_addrs: BTreeSet<Ipv4Addr>,
+    pub frontends: BTreeMap<Frontend, FrontendSpec>,
+    pub skipped: Vec<Skipped>,
+}
+
+#[derive(Debug, Clone)]
+pub struct FrontendSpec {
+    pub service: ServiceId,
+    pub pool: Arc<Pool>,
+    /// Zero keeps the packet's.
+    pub target_port: Be16,
+}
+
+/// The backends of a frontend, in ascending order of endpoint. Frontends of one service share it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    pub backends: Arc<[BackendValue]>,
+    /// As `backends`; weight zero gets no new flows.
+    pub members: Arc<[Member]>,
+}
+
+/// What the maps shall hold for `view` on the node of `local`.
+pub fn desired(view: &NodeView, local: &LocalState) -> Result<Desired, DesiredError> {
+    let cluster = view.cluster.as_ref().ok_or(DesiredError::NoCluster)?;
+    let own = view
+        .peers
+        .get(&local.node)
+        .ok_or(DesiredError::UnknownSelf(local.node))?;
+    let projection = Projection::new(view, local);
+    let mut desired = Desired {
+        config: config(cluster, own, local),
+        peers: peers(view, local),
+        node_addrs: local.node_addrs.iter().copied().collect(),
+        ..Desired::default()
+    };
+    projection.endpoints(&mut desired);
+    projection.tasks(&mut desired);
+    projection.services(&mut desired);
+    Ok(desired)
+}
+
+fn config(cluster: &ClusterView, own: &PeerView, local: &LocalState) -> NodeConfig {
+    NodeConfig {
+        vxlan_ifindex: local.vxlan_ifindex,
+        uplink_ifindex: local.uplink_ifindex,
+        gateway_ifindex: local.gateway_ifindex,
+        mesh_vni: Vni::MESH.get(),
+        vtep: own.vtep.into(),
+        gateway_addr: local.gateway_addr.into(),
+        gateway_mask: Be32::from_host(u32::MAX << (u32::BITS - u32::from(GATEWAY_PREFIX_LEN))),
+        ring_seed: cluster.data_path.ring_seed,
+        data_port: Be16::from_host(cluster.data_path.port),
+        ..NodeConfig::default()
+    }
+}
+
+/// The other nodes, those that are down included: they may still send.
+fn peers(view: &NodeView, local: &LocalState) -> BTreeMap<Ipv4Addr, PeerValue> {
+    let others = view.peers.values().filter(|peer| peer.node != local.node);
+    others
+        .map(|peer| (peer.vtep, PeerValue::default()))
+        .collect()
+}
+
+/// The view with the indexes that the tables are made from.
+struct Projection<'a> {
+    view: &'a NodeView,
+    local: &'a LocalState,
+    tasks: BTreeMap<EndpointId, (TaskId, &'a LocalTask)>,
+    by_service: BTreeMap<ServiceId, Vec<&'a EndpointView>>,
+}
+
+impl<'a> Projection<'a> {
+    fn new(view: &'a NodeView, local: &'a LocalState) -> Self {
+        let mut by_service: BTreeMap<ServiceId, Vec<&EndpointView>> = BTreeMap::new();
+        for endpoint in view.endpoints.values() {
+            by_service
+                .entry(endpoint.service)
+                .or_default()
+                .push(endpoint);
+        }
+        let tasks = local.tasks.iter();
+        Self {
+            view,
+            local,
+            tasks: tasks
+                .map(|(id, task)| (task.endpoint, (*id, task)))
+                .collect(),
+            by_service,
+        }
+    }
+
+    fn vni(&self, network: NetworkId) -> Option<u32> {
+        self.view.networks.get(&network).map(|n| n.vni.get())
+    }
+
+    /// Tunnel address of an endpoint's node, zero when it is this one; `None` when the view does
+    /// not know the node.
+    fn vtep(&self, endpoint: &EndpointView) -> Option<Be32> {
+        if endpoint.node == self.local.node {
+            return Some(Be32::ZERO);
+        }
+        let peer = self.view.peers.get(&endpoint.node)?;
+        Some(peer.vtep.into())
+    }
+
+    fn endpoints(&self, desired: &mut Desired) {
+        for endpoint in self.view.endpoints.values() {
+            let Some(vtep) = self.vtep(endpoint) else {
+                continue;
+            };
+            for attachment in &endpoint.addresses {
+                let Some(vni) = self.vni(attachment.network) else {
+                    continue;
+                };
+                let veth = if vtep.is_zero() {
+                    let Some(veth) = self.overlay_veth(endpoint.id, attachment.network) else {
+                        continue;
+                    };
+                    Some(veth)
+                } else {
+                    None
+                };
+                let at = OverlayAddr {
+                    vni,
+                    addr: attachment.addr,
+                };
+                let value = EndpointValue {
+                    vtep,
+                    ifindex: veth.map_or(0, |veth| veth.ifindex),
+                    endpoint: endpoint.id.0,
+                    mac: veth.map_or(task_mac(attachment.addr.into()), |veth| veth.mac),
+                    ..EndpointValue::default()
+                };
+                desired.endpoints.insert(at, value);
+            }
+        }
+    }
+
+    fn overlay_veth(&self, endpoint: EndpointId, network: NetworkId) -> Option<LocalVeth> {
+        let (_, task) = self.tasks.get(&endpoint)?;
+        let mut overlays = task.overlays.iter();
+        overlays
+            .find(|(of, _)| *of == network)
+            .map(|(_, veth)| *veth)
+    }
+
+    /// Interfaces and namespaces of the tasks here, and the node's own namespace.
+    fn tasks(&self, desired: &mut Desired) {
+        let node = NetnsValue {
+            kind: NETNS_NODE,
+            ..NetnsValue::default()
+        };
+        for (task_id, task) in &self.local.tasks {
+            let veths = self.veths(*task_id, task, &mut desired.skipped);
+            let namespace = netns(*task_id, &veths, &mut desired.skipped);
+            desired.veths.extend(veths);
+            desired.netns.insert(task.netns_cookie, namespace);
+            // An endpoint that left the view serves no more, though its task may still run.
+            if self.view.endpoints.contains_key(&task.endpoint) {
+                let gateway = &task.gateway;
+                let value = LocalEndpoint {
+                    ifindex: gateway.ifindex,
+                    addr: gateway.addr.into(),
+                    mac: gateway.mac,
+                    ..LocalEndpoint::default()
+                };
+                desired.locals.insert(task.endpoint.0, value);
+            }
+        }
+        desired.netns.insert(self.local.netns_cookie, node);
+    }
+
+    fn veths(
+        &self,
+        id: TaskId,
+        task: &LocalTask,
+        skipped: &mut Vec<Skipped>,
+    ) -> Vec<(u32, VethValue)> {
+        let value = |kind, vni, veth: &LocalVeth| VethValue {
+            vni,
+            addr: veth.addr.into(),
+            endpoint: task.endpoint.0,
+            mac: veth.mac,
+            kind,
+            ..VethValue::default()
+        };
+        let mut veths = vec![(task.gateway.ifindex, value(VETH_GATEWAY, 0, &task.gateway))];
+        for (network, veth) in &task.overlays {
+            match self.vni(*network) {
+                Some(vni) => veths.push((veth.ifindex, value(VETH_OVERLAY, vni, veth))),
+                None => skipped.push(Skipped::UnknownNetwork {
+                    task: id,
+                    network: *network,
+                    ifindex: veth.ifindex,
+                }),
+            }
+        }
+        veths
+    }
+
+    fn services(&self, desired: &mut Desired) {
+        for service in self.view.services.values() {
+            self.vips(service, desired);
+            self.ports(service, desired);
+            self.targets(service, desired);
+        }
+    }
+
+    /// Where the socket hook sends neighbours that ask for a published port. An endpoint keeps them
+    /// while it drains: its conversations go on.
+    fn targets(&self, service: &ServiceView, desired: &mut Desired) {
+        let endpoints = self.by_service.get(&service.id).into_iter().flatten();
+        let here = endpoints.filter_map(|endpoint| self.tasks.get(&endpoint.id));
+        for (_, task) in here {
+            let value = TargetValue {
+                endpoint: task.endpoint.0,
+                _pad: 0,
+            };
+            let targets = service.ports.iter().map(|port| Target {
+                addr: task.gateway.addr,
+                port: port.target,
+                proto: port.protocol.number(),
+            });
+            desired
+                .targets
+                .extend(targets.map(|target| (target, value)));
+        }
+    }
+
+    fn vips(&self, service: &ServiceView, desired: &mut Desired) {
+        if service.mode != EndpointMode::Vip {
+            return;
+        }
+        for attached in &service.networks {
+            let (Some(vip), Some(vni)) = (attached.vip, self.vni(attached.network)) else {
+                continue;
+            };
+            let backend = |endpoint: &EndpointView, vtep| {
+                let mut addresses = endpoint.addresses.iter();
+                let here = addresses.find(|at| at.network == attached.network)?;
+                let addr = Be32::from(here.addr);
+                Some((addr, vtep, task_mac(addr)))
+            };
+            let spec = FrontendSpec {
+                service: service.id,
+                pool: self.pool(service.id, backend, &mut desired.skipped),
+                target_port: Be16::ZERO,
+            };
+            claim(desired, Frontend::Vip(OverlayAddr { vni, addr: vip }), spec);
+        }
+    }
+
+    fn ports(&self, service: &ServiceView, desired: &mut Desired) {
+        if service.ports.is_empty() {
+            return;
+        }
+        let backend = |endpoint: &EndpointView, vtep: Be32| {
+            if vtep.is_zero() {
+                let gateway = self.tasks.get(&endpoint.id).map(|(_, task)| task.gateway);
+                let addr = gateway.map_or(Be32::ZERO, |gateway| gateway.addr.into());
+                return Some((addr, vtep, gateway.map_or([0; 6], |gateway| gateway.mac)));
+            }
+            Some((vtep, vtep, mesh_mac::Kind::Forward.mac(endpoint.id.0)))
+        };
+        let pool = self.pool(service.id, backend, &mut desired.skipped);
+        for port in &service.ports {
+            let at = Published {
+                addr: Ipv4Addr::UNSPECIFIED,
+                port: port.published,
+                proto: port.protocol.number(),
+            };
+            let spec = FrontendSpec {
+                service: service.id,
+                pool: Arc::clone(&pool),
+                target_port: Be16::from_host(port.target),
+            };
+            claim(desired, Frontend::Published(at), spec);
+        }
+    }
+
+    /// The service's endpoints that may have flows. `backend` gives address, tunnel address and MAC
+    /// of one, or `None` when it is not reachable by the frontend.
+    fn pool(
+        &self,
+        service: ServiceId,
+        backend: impl Fn(&EndpointView, Be32) -> Option<(Be32, Be32, [u8; 6])>,
+        skipped: &mut Vec<Skipped>,
+    ) -> Arc<Pool> {
+        let endpoints = self.by_service.get(&service).into_iter().flatten();
+        let mut found: Vec<(Tier, BackendValue)> = endpoints
+            .filter_map(|endpoint| {
+                let tier = self.tier(endpoint)?;
+                let (addr, vtep, mac) = backend(endpoint, self.vtep(endpoint)?)?;
+                let state = match tier {
+                    Tier::Active => BACKEND_ACTIVE,
+                    Tier::Draining | Tier::NodeDown => BACKEND_DRAINING,
+                };
+                let value = BackendValue {
+                    endpoint: endpoint.id.0,
+                    vtep,
+                    addr,
+                    state,
+                    mac,
+                    _pad: 0,
+                };
+                Some((tier, value))
+            })
+            .collect();
+        let most = BACKENDS_PER_SERVICE_MAX as usize - 1;
+        if found.len() > most {
+            skipped.push(Skipped::TooManyBackends {
+                service,
+                count: found.len(),
+            });
+            found.truncate(most);
+        }
+        let best = found.iter().map(|(tier, _)| *tier).min();
+        let members = found.iter().map(|(tier, value)| Member {
+            endpoint: EndpointId(value.endpoint),
+            weight: u32::from(Some(*tier) == best),
+        });
+        Arc::new(Pool {
+            members: members.collect(),
+            backends: found.iter().map(|(_, value)| *value).collect(),
+        })
+    }
+
+    /// `None` for an endpoint that gets no service traffic yet.
+    fn tier(&self, endpoint: &EndpointView) -> Option<Tier> {
+        let up = self.view.peers.get(&endpoint.node).is_some_and(|p| p.up);
+        match endpoint.state {
+            BackendState::Starting => None,
+            _ if !up => Some(Tier::NodeDown),
+            BackendState::Active => Some(Tier::Active),
+            BackendState::Draining => Some(Tier::Draining),
+        }
+    }
+}
+
+/// Rings name the backends of the best tier that any is in. Below the first, the programs refuse new
+/// flows and serve those that exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier {
+    Active,
+    Draining,
+    /// The managers hold its node for down; its flows may live on.
+    NodeDown,
+}
+
+fn netns(id: TaskId, veths: &[(u32, VethValue)], skipped: &mut Vec<Skipped>) -> NetnsValue {
+    let overlays: Vec<u32> = veths
+        .iter()
+        .filter(|(_, veth)| veth.kind == VETH_OVERLAY)
+        .map(|(_, veth)| veth.vni)
+        .collect();
+    if overlays.len() > NETNS_VNIS_MAX {
+        skipped.push(Skipped::TooManyNetworks {
+            task: id,
+            count: overlays.len(),
+        });
+    }
+    let count = overlays.len().min(NETNS_VNIS_MAX);
+    let mut vnis = [0; NETNS_VNIS_MAX];
+    vnis[..count].copy_from_slice(&overlays[..count]);
+    NetnsValue {
+        kind: NETNS_TASK,
+        vni_count: count as u32,
+        vnis,
+    }
+}
+
+/// Whoever comes first (in order of service id) has the frontend.
+fn claim(desired: &mut Desired, frontend: Frontend, spec: FrontendSpec) {
+    if let Some(owner) = desired.frontends.get(&frontend) {
+        desired.skipped.push(Skipped::FrontendTaken {
+            service: spec.service,
+            frontend,
+            owner: owner.service,
+        });
+        return;
+    }
+    desired.frontends.insert(frontend, spec);
+}

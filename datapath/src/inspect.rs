@@ -1,0 +1,317 @@
+//! Rows for `swarmnet inspect`: what the kernel's maps hold now, with the names that the view has for
+//! it. What the view does not know is shown as the number that it is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use dataplane_abi::{
+    BACKEND_ACTIVE, BackendValue, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN,
+    FlowValue, RingSlot, ServiceValue, Stats,
+};
+use model::{
+    EndpointId,
+    feed::{EndpointView, NetworkView, NodeView, ServiceView},
+    inspect::{BackendRow, DropRow, EndpointRow, FlowRow, ServiceRow, VipRow},
+    spec::Protocol,
+};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::{
+    datapath::Datapath,
+    error::DatapathError,
+    ring::Ring,
+    tables::{Frontend, OverlayAddr, Published, Tables, endpoints_of, protocol_name},
+};
+
+type Result<T> = std::result::Result<T, DatapathError>;
+
+/// A UDP flow has no end; without a packet for this long it is not counted as live.
+pub const UDP_FLOW_LIVE: Duration = Duration::from_secs(60);
+
+impl Datapath {
+    pub fn inspect_vips(&self, view: &NodeView) -> Result<Vec<VipRow>> {
+        let (tables, names) = (self.maps.observe()?, Names(view));
+        let rows = tables.services.iter().filter_map(|(frontend, service)| {
+            let Frontend::Vip(at) = frontend else {
+                return None;
+            };
+            let backends = tables.backends(service).unwrap_or_default();
+            let is_active = |backend: &&BackendValue| backend.state == BACKEND_ACTIVE;
+            let active = backends.iter().filter(is_active).count();
+            Some(VipRow {
+                network: names.network(at.vni),
+                vni: at.vni,
+                vip: at.addr,
+                service: names.service(*frontend),
+                active,
+                draining: backends.len() - active,
+            })
+        });
+        Ok(rows.collect())
+    }
+
+    pub fn inspect_services(&self, view: &NodeView) -> Result<Vec<ServiceRow>> {
+        let (tables, names) = (self.maps.observe()?, Names(view));
+        let rows = tables.services.iter().map(|(frontend, service)| {
+            let stats = self.maps.stats(service.stats)?;
+            Ok(ServiceRow {
+                service: names.service(*frontend),
+                frontend: names.frontend(*frontend, service),
+                backends: service.backend_count as usize,
+                ring_len: service.ring_len,
+                ring_digest: ring_digest(&tables, service),
+                packets: stats.packets,
+                bytes: stats.bytes,
+                new_flows: stats.new_flows,
+            })
+        });
+        rows.collect()
+    }
+
+    pub fn inspect_endpoints(&self, view: &NodeView) -> Result<Vec<EndpointRow>> {
+        let (tables, names) = (self.maps.observe()?, Names(view));
+        let rows = tables.endpoints.iter().map(|(at, value)| {
+            let via = Ipv4Addr::from(value.vtep);
+            EndpointRow {
+                endpoint: value.endpoint,
+                task: names.task(value.endpoint),
+                network: names.network(at.vni),
+                vni: at.vni,
+                addr: at.addr,
+                mac: mac_text(value.mac),
+                node: names.node_of(value.endpoint),
+                via: match value.vtep.is_zero() {
+                    true => "local".to_owned(),
+                    false => via.to_string(),
+                },
+            }
+        });
+        Ok(rows.collect())
+    }
+
+    /// One row for each backend of each service, with its share of the ring's new flows.
+    pub fn inspect_backends(&self, view: &NodeView) -> Result<Vec<BackendRow>> {
+        let (tables, names) = (self.maps.observe()?, Names(view));
+        let live = self.live_flows()?;
+        let mut seen = BTreeSet::new();
+        let mut rows = Vec::new();
+        for (frontend, service) in &tables.services {
+            let name = names.service(*frontend);
+            let backends = tables.backends(service).unwrap_or_default();
+            let shares = shares(&tables, service);
+            for (index, backend) in (0u16..).zip(backends.iter()) {
+                if !seen.insert((name.clone(), backend.endpoint)) {
+                    continue;
+                }
+                let local = tables.locals.get(&backend.endpoint);
+                let stats = match local {
+                    Some(local) => self.maps.stats(local.stats)?,
+                    None => Stats::default(),
+                };
+                rows.push(BackendRow {
+                    service: name.clone(),
+                    task: names.task(backend.endpoint),
+                    endpoint: backend.endpoint,
+                    node: names.node_of(backend.endpoint),
+                    state: match backend.state {
+                        BACKEND_ACTIVE => "active".to_owned(),
+                        _ => "draining".to_owned(),
+                    },
+                    share: shares.get(&index).copied().unwrap_or(0.0),
+                    packets: stats.packets,
+                    bytes: stats.bytes,
+                    new_flows: stats.new_flows,
+                    live_flows: live.get(&backend.endpoint).copied().unwrap_or(0),
+                });
+            }
+        }
+        rows.sort_by(|a, b| (&a.service, a.endpoint).cmp(&(&b.service, b.endpoint)));
+        Ok(rows)
+    }
+
+    /// Live flows of the mesh whose backend is here, and of VIPs, translated packet by packet, whose
+    /// client is here. (Sockets translated at `connect` are not flows of the data plane.)
+    pub fn inspect_flows(&self, view: &NodeView) -> Result<Vec<FlowRow>> {
+        let (tables, names, now) = (self.maps.observe()?, Names(view), monotonic());
+        let flows = self.maps.flows()?;
+        let flows = flows
+            .iter()
+            .filter(|(key, flow)| is_live(key.proto, flow, now));
+        let mut rows: Vec<FlowRow> = flows
+            .map(|(key, flow)| FlowRow {
+                protocol: protocol_name(key.proto).to_owned(),
+                client: socket(key.client.into(), key.client_port.to_host()),
+                frontend: socket(flow.node_addr.into(), flow.published.to_host()),
+                task: names.task(flow.endpoint),
+                backend: socket(key.task.into(), key.task_port.to_host()),
+                entry: match flow.entry_vtep.is_zero() {
+                    true => "local".to_owned(),
+                    false => names.node_at(flow.entry_vtep.into()),
+                },
+                idle_ms: idle(flow.last_seen, now).as_millis() as u64,
+            })
+            .collect();
+        rows.extend(self.maps.vip_flows()?.iter().map(|(key, flow)| {
+            let backend = OverlayAddr {
+                vni: key.vni,
+                addr: key.backend.into(),
+            };
+            let endpoint = tables.endpoints.get(&backend).map(|value| value.endpoint);
+            FlowRow {
+                protocol: protocol_name(key.proto).to_owned(),
+                client: socket(key.client.into(), key.client_port.to_host()),
+                frontend: socket(flow.vip.into(), key.backend_port.to_host()),
+                task: endpoint.map_or_else(|| "?".to_owned(), |id| names.task(id)),
+                backend: socket(backend.addr, key.backend_port.to_host()),
+                entry: "local".to_owned(),
+                idle_ms: idle(flow.last_seen, now).as_millis() as u64,
+            }
+        }));
+        rows.sort_by(|a, b| (&a.frontend, &a.client).cmp(&(&b.frontend, &b.client)));
+        Ok(rows)
+    }
+
+    /// The reasons for which anything was dropped since the maps were made.
+    pub fn inspect_drops(&self) -> Result<Vec<DropRow>> {
+        let mut rows = Vec::new();
+        for reason in DropReason::ALL {
+            let drops = self.maps.drops(*reason as u32)?;
+            if drops.packets > 0 {
+                rows.push(DropRow {
+                    reason: reason.label().to_owned(),
+                    explanation: reason.explanation().to_owned(),
+                    packets: drops.packets,
+                    bytes: drops.bytes,
+                });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Live mesh flows of each endpoint here: what draining waits for.
+    pub fn live_flows(&self) -> Result<BTreeMap<u32, u64>> {
+        let now = monotonic();
+        let mut live = BTreeMap::new();
+        for (key, flow) in self.maps.flows()? {
+            if is_live(key.proto, &flow, now) {
+                *live.entry(flow.endpoint).or_default() += 1;
+            }
+        }
+        Ok(live)
+    }
+}
+
+/// The view as a dictionary.
+struct Names<'a>(&'a NodeView);
+
+impl Names<'_> {
+    fn endpoint(&self, id: u32) -> Option<&EndpointView> {
+        self.0.endpoints.get(&EndpointId(id))
+    }
+
+    fn task(&self, endpoint: u32) -> String {
+        let known = self.endpoint(endpoint);
+        known.map_or_else(|| endpoint.to_string(), |known| known.task_name.clone())
+    }
+
+    fn node_of(&self, endpoint: u32) -> String {
+        let known = self.endpoint(endpoint);
+        let peer = known.and_then(|known| self.0.peers.get(&known.node));
+        peer.map_or_else(|| "?".to_owned(), |peer| peer.hostname.clone())
+    }
+
+    fn node_at(&self, vtep: Ipv4Addr) -> String {
+        let peer = self.0.peers.values().find(|peer| peer.vtep == vtep);
+        peer.map_or_else(|| vtep.to_string(), |peer| peer.hostname.clone())
+    }
+
+    fn network_of(&self, vni: u32) -> Option<&NetworkView> {
+        self.0.networks.values().find(|n| n.vni.get() == vni)
+    }
+
+    fn network(&self, vni: u32) -> String {
+        let known = self.network_of(vni);
+        known.map_or_else(|| vni.to_string(), |known| known.name.clone())
+    }
+
+    fn service(&self, frontend: Frontend) -> String {
+        let owns = |service: &&ServiceView| match frontend {
+            Frontend::Vip(at) => self.network_of(at.vni).is_some_and(|network| {
+                let mut attached = service.networks.iter();
+                attached.any(|on| on.network == network.id && on.vip == Some(at.addr))
+            }),
+            Frontend::Published(at) => self.port(service, at).is_some(),
+        };
+        let known = self.0.services.values().find(owns);
+        known.map_or_else(|| "?".to_owned(), |known| known.name.clone())
+    }
+
+    fn port(&self, service: &ServiceView, at: Published) -> Option<Protocol> {
+        let mut ports = service.ports.iter();
+        ports
+            .find(|port| port.published == at.port && port.protocol.number() == at.proto)
+            .map(|port| port.protocol)
+    }
+
+    fn frontend(&self, frontend: Frontend, service: &ServiceValue) -> String {
+        match frontend {
+            Frontend::Vip(at) => format!("{} ({})", at.addr, self.network(at.vni)),
+            Frontend::Published(_) => {
+                format!("{frontend} -> {}", service.target_port.to_host())
+            }
+        }
+    }
+}
+
+fn ring_digest(tables: &Tables, service: &ServiceValue) -> String {
+    let slots = tables.slots(service).unwrap_or_default();
+    let backends = endpoints_of(&tables.backends(service).unwrap_or_default());
+    let ring = Ring {
+        slots: &slots,
+        backends: &backends,
+    };
+    format!("{:016x}", ring.digest())
+}
+
+/// Share of the slots, in per cent, by index of the backend.
+fn shares(tables: &Tables, service: &ServiceValue) -> BTreeMap<u16, f64> {
+    let slots = tables.slots(service).unwrap_or_default();
+    let mut counts: BTreeMap<u16, u32> = BTreeMap::new();
+    for raw in slots.iter() {
+        *counts.entry(RingSlot::from_raw(*raw).now).or_default() += 1;
+    }
+    let share = |count| 100.0 * f64::from(count) / slots.len() as f64;
+    counts
+        .into_iter()
+        .map(|(index, count)| (index, share(count)))
+        .collect()
+}
+
+fn is_live(proto: u8, flow: &FlowValue, now: Duration) -> bool {
+    if proto == Protocol::Udp.number() {
+        return idle(flow.last_seen, now) < UDP_FLOW_LIVE;
+    }
+    let both = FLOW_CLIENT_FIN | FLOW_TASK_FIN;
+    flow.flags & FLOW_RESET == 0 && flow.flags & both != both
+}
+
+fn idle(last_seen: u64, now: Duration) -> Duration {
+    now.saturating_sub(Duration::from_nanos(last_seen))
+}
+
+/// The clock of the programs' `bpf_ktime_get_coarse_ns`.
+fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+fn socket(addr: Ipv4Addr, port: u16) -> String {
+    format!("{addr}:{port}")
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}

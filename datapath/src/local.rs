@@ -1,0 +1,44 @@
+//! What only this node knows: its interfaces, addresses and network namespaces.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use model::{EndpointId, NetworkId, NodeId, TaskId};
+
+/// Prefix length of the network that the tasks' gateway sides share.
+pub const GATEWAY_PREFIX_LEN: u8 = 16;
+
+/// This node, as the agent has wired it. Interface indexes are of the node's network namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalState {
+    pub node: NodeId,
+    pub vxlan_ifindex: u32,
+    pub uplink_ifindex: u32,
+    /// The bridge that the tasks' gateway sides hang on.
+    pub gateway_ifindex: u32,
+    /// The bridge's address; its network has [`GATEWAY_PREFIX_LEN`].
+    pub gateway_addr: Ipv4Addr,
+    /// Where published ports answer.
+    pub node_addrs: Vec<Ipv4Addr>,
+    /// Cookie of the node's network namespace.
+    pub netns_cookie: u64,
+    /// Tasks whose interfaces are in place.
+    pub tasks: BTreeMap<TaskId, LocalTask>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalTask {
+    pub endpoint: EndpointId,
+    /// Cookie of the task's network namespace.
+    pub netns_cookie: u64,
+    pub gateway: LocalVeth,
+    pub overlays: Vec<(NetworkId, LocalVeth)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalVeth {
+    /// Of the host side.
+    pub ifindex: u32,
+    /// Of the task's side, as is `mac`.
+    pub addr: Ipv4Addr,
+    pub mac: [u8; 6],
+}

@@ -1,0 +1,598 @@
+//! Plans against a model of the kernel's maps: arrays that keep what was written, and entries that
+//! the model checks after each single operation.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use dataplane_abi::{RING_LEN_MAX, RingSlot};
+use model::{
+    ClusterId, EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
+    feed::{
+        BackendState, ClusterView, EndpointView, NetworkView, NodeView, PeerView, PublishedPort,
+        ServiceNetwork, ServiceView, ViewObject,
+    },
+    object::{Attachment, DataPathConfig},
+    spec::{EndpointMode, Protocol},
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    desired::desired,
+    local::{LocalState, LocalTask, LocalVeth},
+    tables::{Published, backend_range},
+};
+
+/// The kernel's side.
+#[derive(Clone, Default)]
+struct Kernel {
+    tables: Tables,
+    chunks: BTreeMap<u32, [u32; RING_CHUNK_SLOTS as usize]>,
+    backends: BTreeMap<u32, BackendValue>,
+}
+
+impl Kernel {
+    fn observe(&self) -> Tables {
+        let mut tables = self.tables.clone();
+        for service in self.tables.services.values() {
+            if (2..=RING_LEN_MAX).contains(&service.ring_len) {
+                let chunks = ring_chunks(service);
+                let slots =
+                    chunks.flat_map(|chunk| self.chunks.get(&chunk).copied().unwrap_or([0; 256]));
+                let slots: Vec<u32> = slots.take(service.ring_len as usize).collect();
+                tables
+                    .rings
+                    .insert((service.ring_base, service.ring_len), slots.into());
+            }
+            let values = backend_range(service)
+                .map(|index| self.backends.get(&index).copied().unwrap_or_default());
+            tables.backends.insert(
+                (service.backend_base, service.backend_count),
+                values.collect(),
+            );
+        }
+        tables
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let tables = &mut self.tables;
+        match op {
+            Op::ResetStats(_) | Op::DropFlows(_) | Op::DropVipFlows(_) => {}
+            Op::PutEndpoint(at, value) => drop(tables.endpoints.insert(*at, *value)),
+            Op::PutVeth(ifindex, value) => drop(tables.veths.insert(*ifindex, *value)),
+            Op::PutLocal(endpoint, value) => drop(tables.locals.insert(*endpoint, *value)),
+            Op::PutNetns(cookie, value) => drop(tables.netns.insert(*cookie, *value)),
+            Op::PutTarget(at, value) => drop(tables.targets.insert(*at, *value)),
+            Op::PutPeer(addr, value) => drop(tables.peers.insert(*addr, *value)),
+            Op::PutNodeAddr(addr) => drop(tables.node_addrs.insert(*addr)),
+            Op::WriteBackends(base, values) => {
+                self.backends.extend((*base..).zip(values.iter().copied()));
+            }
+            Op::WriteRing(base, slots) => {
+                for (chunk, slots) in (*base..).zip(slots.chunks(RING_CHUNK_SLOTS as usize)) {
+                    let mut value = [0; RING_CHUNK_SLOTS as usize];
+                    value[..slots.len()].copy_from_slice(slots);
+                    self.chunks.insert(chunk, value);
+                }
+            }
+            Op::PutService(frontend, value) => drop(tables.services.insert(*frontend, *value)),
+            Op::RemoveService(frontend) => drop(tables.services.remove(frontend).unwrap()),
+            Op::RemoveEndpoint(at) => drop(tables.endpoints.remove(at).unwrap()),
+            Op::RemoveVeth(ifindex) => drop(tables.veths.remove(ifindex).unwrap()),
+            Op::RemoveLocal(endpoint) => drop(tables.locals.remove(endpoint).unwrap()),
+            Op::RemoveNetns(cookie) => drop(tables.netns.remove(cookie).unwrap()),
+            Op::RemoveTarget(at) => drop(tables.targets.remove(at).unwrap()),
+            Op::RemovePeer(addr) => drop(tables.peers.remove(addr).unwrap()),
+            Op::RemoveNodeAddr(addr) => assert!(tables.node_addrs.remove(addr)),
+            Op::PutConfig(value) => tables.config = *value,
+        }
+    }
+
+    /// What a program resolves: the owners of some hashes, through the frontend's entry.
+    fn resolve(&self, frontend: Frontend) -> Option<Vec<(BackendValue, BackendValue)>> {
+        let service = self.tables.services.get(&frontend)?;
+        let slots = self.observe().slots(service).expect("slots exist");
+        let backend = |index: u16| {
+            assert!(u32::from(index) < service.backend_count, "dangling slot");
+            let at = service.backend_base + u32::from(index);
+            *self.backends.get(&at).expect("backend was written")
+        };
+        let step = (slots.len() / 64).max(1);
+        let slots = slots
+            .iter()
+            .step_by(step)
+            .map(|raw| RingSlot::from_raw(*raw));
+        Some(
+            slots
+                .map(|slot| (backend(slot.now), backend(slot.before)))
+                .collect(),
+        )
+    }
+
+    fn resolve_all(&self) -> BTreeMap<Frontend, Vec<(BackendValue, BackendValue)>> {
+        let frontends = self.tables.services.keys();
+        frontends
+            .map(|frontend| (*frontend, self.resolve(*frontend).expect("it is there")))
+            .collect()
+    }
+}
+
+fn new_planner() -> Planner {
+    Planner::new([4096, 4096, 4096])
+}
+
+fn moment(sync: u64) -> Moment {
+    Moment {
+        sync,
+        at: Duration::from_millis(sync * 400),
+    }
+}
+
+fn vtep(node: u128) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 0, node as u8)
+}
+
+const SELF: u128 = 1;
+
+/// A drawn endpoint.
+#[derive(Debug, Clone, Copy)]
+struct Draw {
+    id: u32,
+    service: u128,
+    node: u128,
+    state: BackendState,
+    wired: bool,
+}
+
+fn view(draws: &[Draw], ports: &BTreeMap<u16, u128>, down: bool) -> NodeView {
+    let mut view = NodeView::default();
+    view.put(ViewObject::Cluster(ClusterView {
+        id: ClusterId::from_raw(1),
+        data_path: DataPathConfig::default(),
+    }));
+    for node in 1..=3 {
+        view.put(ViewObject::Peer(PeerView {
+            node: NodeId::from_raw(node),
+            hostname: format!("n{node}"),
+            vtep: vtep(node),
+            up: node != 3 || !down,
+        }));
+    }
+    for network in 1..=2u8 {
+        view.put(ViewObject::Network(NetworkView {
+            id: NetworkId::from_raw(network.into()),
+            name: format!("net{network}"),
+            vni: Vni::new(5000 + u32::from(network)).unwrap(),
+            subnet: format!("10.0.{network}.0/24").parse().unwrap(),
+            gateway: Ipv4Addr::new(10, 0, network, 1),
+            internal: false,
+        }));
+    }
+    for service in 1..=3u8 {
+        let of_it = ports.iter().filter(|(_, owner)| **owner == service.into());
+        view.put(ViewObject::Service(ServiceView {
+            id: ServiceId::from_raw(service.into()),
+            name: format!("s{service}"),
+            mode: EndpointMode::Vip,
+            networks: (1..=2u8)
+                .map(|network| ServiceNetwork {
+                    network: NetworkId::from_raw(network.into()),
+                    vip: Some(Ipv4Addr::new(10, 0, network, 100 + service)),
+                    aliases: Vec::new(),
+                })
+                .collect(),
+            ports: of_it
+                .map(|(port, _)| PublishedPort {
+                    protocol: Protocol::Tcp,
+                    published: *port,
+                    target: 80,
+                })
+                .collect(),
+        }));
+    }
+    for draw in draws {
+        view.put(ViewObject::Endpoint(EndpointView {
+            id: EndpointId(draw.id),
+            task: TaskId::from_raw(draw.id.into()),
+            task_name: format!("t{}", draw.id),
+            service: ServiceId::from_raw(draw.service),
+            slot: None,
+            node: NodeId::from_raw(draw.node),
+            addresses: (1..=2u8)
+                .map(|network| Attachment {
+                    network: NetworkId::from_raw(network.into()),
+                    addr: overlay_addr(network, draw.id),
+                    prefix_len: 24,
+                })
+                .collect(),
+            state: draw.state,
+        }));
+    }
+    view
+}
+
+fn overlay_addr(network: u8, id: u32) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, network, id as u8 + 2)
+}
+
+fn local(draws: &[Draw]) -> LocalState {
+    let here = draws.iter().filter(|draw| draw.node == SELF && draw.wired);
+    let task = |draw: &Draw| {
+        let veth = |part: u8, addr| LocalVeth {
+            ifindex: 100 + draw.id * 4 + u32::from(part),
+            addr,
+            mac: [2, 0x42, 0, 0, part, draw.id as u8],
+        };
+        LocalTask {
+            endpoint: EndpointId(draw.id),
+            netns_cookie: 1000 + u64::from(draw.id),
+            gateway: veth(0, Ipv4Addr::new(172, 18, 0, draw.id as u8 + 2)),
+            overlays: (1..=2u8)
+                .map(|network| {
+                    let id = NetworkId::from_raw(network.into());
+                    (id, veth(network, overlay_addr(network, draw.id)))
+                })
+                .collect(),
+        }
+    };
+    LocalState {
+        node: NodeId::from_raw(SELF),
+        vxlan_ifindex: 2,
+        uplink_ifindex: 3,
+        gateway_ifindex: 4,
+        gateway_addr: Ipv4Addr::new(172, 18, 0, 1),
+        node_addrs: vec![vtep(SELF)],
+        netns_cookie: 999,
+        tasks: here
+            .map(|draw| (TaskId::from_raw(draw.id.into()), task(draw)))
+            .collect(),
+    }
+}
+
+fn some_draws() -> impl Strategy<Value = Vec<Draw>> {
+    let state = prop_oneof![
+        Just(BackendState::Starting),
+        Just(BackendState::Active),
+        Just(BackendState::Active),
+        Just(BackendState::Draining)
+    ];
+    let rest = (1u128..=3, 1u128..=3, state, prop::bool::weighted(0.9));
+    prop::collection::btree_map(1u32..40, rest, 0..16).prop_map(|draws| {
+        let draws = draws.into_iter();
+        draws
+            .map(|(id, (service, node, state, wired))| Draw {
+                id,
+                service,
+                node,
+                state,
+                wired,
+            })
+            .collect()
+    })
+}
+
+fn some_ports() -> impl Strategy<Value = BTreeMap<u16, u128>> {
+    prop::collection::btree_map(8000u16..8006, 1u128..=3, 0..5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Over any course of views: each plan, applied, leaves an empty plan; after each single
+    /// operation each frontend resolves fully, as it did before the plan or as after it; and a
+    /// planner that knows nothing (a restarted agent) plans nothing.
+    #[test]
+    fn applied_plan_leaves_an_empty_plan(
+        course in prop::collection::vec((some_draws(), some_ports(), any::<bool>()), 1..8),
+    ) {
+        let mut kernel = Kernel::default();
+        let mut planner = new_planner();
+        for ((draws, ports, down), sync) in course.iter().zip(1..) {
+            let desired = desired(&view(draws, ports, *down), &local(draws)).unwrap();
+            prop_assert_eq!(&desired.skipped, &[]);
+            let ops = planner.plan(&desired, &kernel.observe(), moment(sync)).unwrap();
+            let old = kernel.resolve_all();
+            let mut after = kernel.clone();
+            ops.iter().for_each(|op| after.apply(op));
+            let new = after.resolve_all();
+            for op in &ops {
+                kernel.apply(op);
+                for (frontend, resolved) in kernel.resolve_all() {
+                    let known = [old.get(&frontend), new.get(&frontend)];
+                    prop_assert!(known.contains(&Some(&resolved)), "{} after {:?}", frontend, op);
+                }
+            }
+            let frontends: Vec<_> = desired.frontends.keys().collect();
+            prop_assert_eq!(new.keys().collect::<Vec<_>>(), frontends);
+            let again = planner.plan(&desired, &kernel.observe(), moment(sync)).unwrap();
+            prop_assert_eq!(again, vec![]);
+            let restarted = new_planner().plan(&desired, &kernel.observe(), moment(1)).unwrap();
+            prop_assert_eq!(restarted, vec![]);
+        }
+    }
+
+    /// Whatever is deleted or altered by hand, one plan repairs it.
+    #[test]
+    fn damage_is_repaired(
+        draws in some_draws(),
+        ports in some_ports(),
+        damage in prop::collection::vec((0u8..9, any::<prop::sample::Index>(), any::<u32>()), 1..6),
+    ) {
+        let mut kernel = Kernel::default();
+        let mut planner = new_planner();
+        let desired = desired(&view(&draws, &ports, false), &local(&draws)).unwrap();
+        let ops = planner.plan(&desired, &kernel.observe(), moment(1)).unwrap();
+        ops.iter().for_each(|op| kernel.apply(op));
+        let sound = kernel.clone();
+        for (kind, index, value) in damage {
+            harm(&mut kernel, kind, index, value);
+        }
+        let ops = planner.plan(&desired, &kernel.observe(), moment(2)).unwrap();
+        ops.iter().for_each(|op| kernel.apply(op));
+        prop_assert_eq!(planner.plan(&desired, &kernel.observe(), moment(3)).unwrap(), vec![]);
+        let owners = |kernel: &Kernel| -> BTreeMap<Frontend, Vec<BackendValue>> {
+            let all = kernel.resolve_all().into_iter();
+            all.map(|(f, slots)| (f, slots.into_iter().map(|(now, _)| now).collect())).collect()
+        };
+        let uniform = |owners: &BTreeMap<Frontend, Vec<BackendValue>>| {
+            let mut owners = owners.clone();
+            // A ring kept for a made-up former owner has more slots, all alike.
+            owners.values_mut().for_each(|slots| {
+                if slots.iter().all(|slot| *slot == slots[0]) { slots.truncate(1) }
+            });
+            owners
+        };
+        prop_assert_eq!(uniform(&owners(&kernel)), uniform(&owners(&sound)));
+        prop_assert_eq!(kernel.tables.locals.len(), sound.tables.locals.len());
+    }
+}
+
+fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
+    fn pick<K: Copy, V>(map: &BTreeMap<K, V>, index: prop::sample::Index) -> Option<K> {
+        (!map.is_empty()).then(|| *map.keys().nth(index.index(map.len())).expect("in bounds"))
+    }
+    let tables = &mut kernel.tables;
+    let service = pick(&tables.services, index);
+    match kind {
+        0 => tables.config = NodeConfig::default(),
+        1 => drop(pick(&tables.endpoints, index).and_then(|at| tables.endpoints.remove(&at))),
+        2 => drop(pick(&tables.locals, index).and_then(|at| tables.locals.remove(&at))),
+        3 => drop(pick(&tables.veths, index).and_then(|at| tables.veths.remove(&at))),
+        4 => drop(service.and_then(|at| tables.services.remove(&at))),
+        5 => {
+            if let Some(service) = service.and_then(|at| tables.services.get_mut(&at)) {
+                match value % 7 {
+                    0 => service.ring_base = value,
+                    1 => service.ring_len = value % 70_000,
+                    2 => service.backend_base = value,
+                    3 => service.backend_count = value % 100,
+                    4 => service.stats = value % 8,
+                    5 => service.single = value,
+                    _ => service.target_port = dataplane_abi::Be16::ZERO,
+                }
+            }
+        }
+        6 => {
+            if let Some(chunk) = pick(&kernel.chunks, index) {
+                kernel
+                    .chunks
+                    .insert(chunk, [value; RING_CHUNK_SLOTS as usize]);
+            }
+        }
+        7 => {
+            if let Some(at) = pick(&kernel.backends, index) {
+                kernel.backends.insert(at, BackendValue::default());
+            }
+        }
+        _ => {
+            let at = Published {
+                addr: Ipv4Addr::UNSPECIFIED,
+                port: value as u16,
+                proto: 6,
+            };
+            let value = ServiceValue::default();
+            kernel
+                .tables
+                .services
+                .insert(Frontend::Published(at), value);
+        }
+    }
+}
+
+fn draw(id: u32, service: u128, node: u128, state: BackendState) -> Draw {
+    Draw {
+        id,
+        service,
+        node,
+        state,
+        wired: true,
+    }
+}
+
+/// Plans for the draws and applies.
+fn settle(
+    planner: &mut Planner,
+    kernel: &mut Kernel,
+    draws: &[Draw],
+    ports: &[u16],
+    sync: u64,
+) -> Vec<Op> {
+    let ports = ports.iter().map(|port| (*port, 1)).collect();
+    let desired = desired(&view(draws, &ports, false), &local(draws)).unwrap();
+    let ops = planner
+        .plan(&desired, &kernel.observe(), moment(sync))
+        .unwrap();
+    ops.iter().for_each(|op| kernel.apply(op));
+    ops
+}
+
+fn published(port: u16) -> Frontend {
+    Frontend::Published(Published {
+        addr: Ipv4Addr::UNSPECIFIED,
+        port,
+        proto: 6,
+    })
+}
+
+#[test]
+fn ports_of_a_service_share_ring_and_backends() {
+    let (mut planner, mut kernel) = (new_planner(), Kernel::default());
+    let draws = [1, 2, 3].map(|id| draw(id, 1, id.into(), BackendState::Active));
+    let ports: Vec<u16> = (8000..8400).collect();
+    let ops = settle(&mut planner, &mut kernel, &draws, &ports, 1);
+    let rings = ops.iter().filter(|op| matches!(op, Op::WriteRing(..)));
+    assert_eq!(rings.count(), 1, "the VIPs' ring is the ports' ring");
+    let backends = ops.iter().filter(|op| matches!(op, Op::WriteBackends(..)));
+    assert_eq!(backends.count(), 3, "two networks and the ports");
+}
+
+/// Ranges of one size, so that only their rest keeps the first from being the third.
+#[test]
+fn old_ranges_are_not_written_while_readers_may_be_there() {
+    let (mut planner, mut kernel) = (new_planner(), Kernel::default());
+    let mut bases = BTreeSet::new();
+    for sync in 1..=3 {
+        let draws = [sync as u32, sync as u32 + 1].map(|id| draw(id, 1, 2, BackendState::Active));
+        settle(&mut planner, &mut kernel, &draws, &[8080], sync);
+        let service = kernel.tables.services[&published(8080)];
+        bases.insert((service.ring_base, service.backend_base));
+    }
+    assert_eq!(
+        bases.len(),
+        3,
+        "three places in less than a second: {bases:?}"
+    );
+}
+
+#[test]
+fn draining_everywhere_keeps_the_flows() {
+    let (mut planner, mut kernel) = (new_planner(), Kernel::default());
+    settle(
+        &mut planner,
+        &mut kernel,
+        &[draw(1, 1, 2, BackendState::Active)],
+        &[8080],
+        1,
+    );
+    settle(
+        &mut planner,
+        &mut kernel,
+        &[draw(1, 1, 2, BackendState::Draining)],
+        &[8080],
+        2,
+    );
+    let resolved = kernel.resolve(published(8080)).unwrap();
+    assert_eq!(resolved[0].0.endpoint, 1);
+    assert_eq!(resolved[0].0.state, dataplane_abi::BACKEND_DRAINING);
+    settle(&mut planner, &mut kernel, &[], &[8080], 3);
+    assert_eq!(kernel.resolve(published(8080)), Some(vec![]));
+}
+
+#[test]
+fn targets_are_the_published_ports_of_tasks_here_until_they_are_gone() {
+    let (mut planner, mut kernel) = (new_planner(), Kernel::default());
+    let draws = |state| [draw(1, 1, SELF, state), draw(2, 1, 2, BackendState::Active)];
+    settle(
+        &mut planner,
+        &mut kernel,
+        &draws(BackendState::Active),
+        &[8080],
+        1,
+    );
+    let targets = kernel.tables.targets.clone();
+    let at: Vec<_> = targets.keys().map(|at| (at.addr, at.proto)).collect();
+    assert_eq!(at, [(Ipv4Addr::new(172, 18, 0, 3), 6)]);
+    assert_eq!(
+        kernel.tables.services[&published(8080)]
+            .target_port
+            .to_host(),
+        targets.keys().next().unwrap().port
+    );
+    settle(
+        &mut planner,
+        &mut kernel,
+        &draws(BackendState::Draining),
+        &[8080],
+        2,
+    );
+    assert_eq!(
+        kernel.tables.targets, targets,
+        "draining conversations go on"
+    );
+    settle(
+        &mut planner,
+        &mut kernel,
+        &draws(BackendState::Draining),
+        &[],
+        3,
+    );
+    assert!(kernel.tables.targets.is_empty());
+}
+
+#[test]
+fn gone_endpoint_takes_its_flows_along() {
+    let (mut planner, mut kernel) = (new_planner(), Kernel::default());
+    settle(
+        &mut planner,
+        &mut kernel,
+        &[draw(7, 1, SELF, BackendState::Active)],
+        &[8080],
+        1,
+    );
+    let ops = settle(&mut planner, &mut kernel, &[], &[8080], 2);
+    assert!(ops.contains(&Op::DropFlows([7].into())), "{ops:?}");
+    let place = |wanted: &Op| ops.iter().position(|op| op == wanted).unwrap();
+    assert!(place(&Op::RemoveLocal(7)) < place(&Op::DropFlows([7].into())));
+}
+
+#[test]
+fn flag_of_the_programs_is_no_difference_and_outlives_a_replacement() {
+    let (mut planner, mut kernel) = (new_planner(), Kernel::default());
+    let mut draws = [draw(7, 1, SELF, BackendState::Active)];
+    settle(&mut planner, &mut kernel, &draws, &[], 1);
+    let flags = |kernel: &Kernel| kernel.tables.endpoints.values().next().unwrap().flags;
+    assert_eq!(flags(&kernel), 0);
+    let endpoints = kernel.tables.endpoints.values_mut();
+    endpoints.for_each(|endpoint| endpoint.flags = ENDPOINT_HAS_VIP_FLOWS);
+    assert_eq!(settle(&mut planner, &mut kernel, &draws, &[], 2), []);
+    draws[0].node = 2;
+    settle(&mut planner, &mut kernel, &draws, &[], 3);
+    assert_eq!(flags(&kernel), ENDPOINT_HAS_VIP_FLOWS);
+}
+
+#[test]
+fn configuration_is_written_last_and_counts() {
+    let (mut planner, mut kernel) = (new_planner(), Kernel::default());
+    let ops = settle(
+        &mut planner,
+        &mut kernel,
+        &[draw(7, 1, SELF, BackendState::Active)],
+        &[1],
+        1,
+    );
+    assert!(matches!(ops.last(), Some(Op::PutConfig(config)) if config.generation == 1));
+    kernel.tables.config.vtep = dataplane_abi::Be32::ZERO;
+    let ops = settle(
+        &mut planner,
+        &mut kernel,
+        &[draw(7, 1, SELF, BackendState::Active)],
+        &[1],
+        2,
+    );
+    assert!(matches!(&ops[..], [Op::PutConfig(config)] if config.generation == 2));
+}
+
+#[test]
+fn full_map_is_named() {
+    let (mut planner, kernel) = (new_planner(), Kernel::default());
+    planner.rings = Extents::new(0..3);
+    let draws = [1, 2, 3].map(|id| draw(id, 1, 2, BackendState::Active));
+    let desired = desired(&view(&draws, &BTreeMap::new(), false), &local(&draws)).unwrap();
+    let error = planner
+        .plan(&desired, &kernel.observe(), moment(1))
+        .unwrap_err();
+    assert_eq!(error.map, "RINGS");
+    assert!(
+        error.to_string().contains("4 more of its 3 entries"),
+        "{error}"
+    );
+}

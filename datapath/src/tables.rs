@@ -1,0 +1,209 @@
+//! The contents of the kernel's maps, as plain values.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+    ops::Range,
+    sync::Arc,
+};
+
+use dataplane_abi::{
+    BackendValue, EndpointKey, EndpointValue, LocalEndpoint, NetnsValue, NodeConfig, PeerValue,
+    PublishedKey, RING_CHUNK_SLOTS, ServiceValue, TargetKey, TargetValue, VethValue, VipKey,
+};
+use model::EndpointId;
+
+/// An address in the network with a VNI: what overlays are keyed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OverlayAddr {
+    pub vni: u32,
+    pub addr: Ipv4Addr,
+}
+
+impl From<OverlayAddr> for EndpointKey {
+    fn from(at: OverlayAddr) -> Self {
+        Self {
+            vni: at.vni,
+            addr: at.addr.into(),
+        }
+    }
+}
+
+impl From<EndpointKey> for OverlayAddr {
+    fn from(key: EndpointKey) -> Self {
+        Self {
+            vni: key.vni,
+            addr: key.addr.into(),
+        }
+    }
+}
+
+impl From<OverlayAddr> for VipKey {
+    fn from(at: OverlayAddr) -> Self {
+        Self {
+            vni: at.vni,
+            addr: at.addr.into(),
+        }
+    }
+}
+
+impl From<VipKey> for OverlayAddr {
+    fn from(key: VipKey) -> Self {
+        Self {
+            vni: key.vni,
+            addr: key.addr.into(),
+        }
+    }
+}
+
+/// A published port; `addr` 0.0.0.0 is every address of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Published {
+    pub addr: Ipv4Addr,
+    pub port: u16,
+    /// IANA protocol number.
+    pub proto: u8,
+}
+
+impl From<Published> for PublishedKey {
+    fn from(at: Published) -> Self {
+        Self {
+            addr: at.addr.into(),
+            port: dataplane_abi::Be16::from_host(at.port),
+            proto: at.proto,
+            _pad: 0,
+        }
+    }
+}
+
+impl From<PublishedKey> for Published {
+    fn from(key: PublishedKey) -> Self {
+        Self {
+            addr: key.addr.into(),
+            port: key.port.to_host(),
+            proto: key.proto,
+        }
+    }
+}
+
+/// A port of a task of this node, on its gateway side, that a published one leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    pub addr: Ipv4Addr,
+    pub port: u16,
+    /// IANA protocol number.
+    pub proto: u8,
+}
+
+impl From<Target> for TargetKey {
+    fn from(at: Target) -> Self {
+        Self {
+            addr: at.addr.into(),
+            port: dataplane_abi::Be16::from_host(at.port),
+            proto: at.proto,
+            _pad: 0,
+        }
+    }
+}
+
+impl From<TargetKey> for Target {
+    fn from(key: TargetKey) -> Self {
+        Self {
+            addr: key.addr.into(),
+            port: key.port.to_host(),
+            proto: key.proto,
+        }
+    }
+}
+
+/// What a client sends to: the key of a [`ServiceValue`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Frontend {
+    Vip(OverlayAddr),
+    Published(Published),
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vip(at) => write!(f, "{} in VNI {}", at.addr, at.vni),
+            Self::Published(at) => {
+                if at.addr.is_unspecified() {
+                    f.write_str("*")?;
+                } else {
+                    write!(f, "{}", at.addr)?;
+                }
+                write!(f, ":{}/{}", at.port, protocol_name(at.proto))
+            }
+        }
+    }
+}
+
+/// `tcp`, `udp`, `sctp`, or `?`.
+pub fn protocol_name(number: u8) -> &'static str {
+    use model::spec::Protocol;
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+        .into_iter()
+        .find(|protocol| protocol.number() == number)
+        .map_or("?", Protocol::as_str)
+}
+
+/// Everything of ours that the agent writes, as read from the kernel. Of the arrays, only the
+/// ranges that some frontend names.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    pub config: NodeConfig,
+    pub endpoints: BTreeMap<OverlayAddr, EndpointValue>,
+    /// By ifindex of the host side.
+    pub veths: BTreeMap<u32, VethValue>,
+    /// By endpoint id.
+    pub locals: BTreeMap<u32, LocalEndpoint>,
+    pub netns: BTreeMap<u64, NetnsValue>,
+    pub targets: BTreeMap<Target, TargetValue>,
+    pub peers: BTreeMap<Ipv4Addr, PeerValue>,
+    pub node_addrs: BTreeSet<Ipv4Addr>,
+    pub services: BTreeMap<Frontend, ServiceValue>,
+    /// By `(ring_base, ring_len)`, for lengths above one.
+    pub rings: BTreeMap<(u32, u32), Arc<[u32]>>,
+    /// By `(backend_base, backend_count)`.
+    pub backends: BTreeMap<(u32, u32), Arc<[BackendValue]>>,
+}
+
+impl Tables {
+    /// The slots that a service names, its single one included; `None` when it names slots that do
+    /// not exist.
+    pub fn slots(&self, service: &ServiceValue) -> Option<Arc<[u32]>> {
+        match service.ring_len {
+            0 => Some(Arc::from([])),
+            1 => Some(Arc::from([service.single])),
+            len => self.rings.get(&(service.ring_base, len)).cloned(),
+        }
+    }
+
+    pub fn backends(&self, service: &ServiceValue) -> Option<Arc<[BackendValue]>> {
+        if service.backend_count == 0 {
+            return Some(Arc::from([]));
+        }
+        let range = (service.backend_base, service.backend_count);
+        self.backends.get(&range).cloned()
+    }
+}
+
+/// Chunks of `RINGS` that a service names.
+pub fn ring_chunks(service: &ServiceValue) -> Range<u32> {
+    let len = match service.ring_len {
+        0 | 1 => 0,
+        len => len.div_ceil(RING_CHUNK_SLOTS),
+    };
+    service.ring_base..service.ring_base.saturating_add(len)
+}
+
+/// Entries of `BACKENDS` that a service names.
+pub fn backend_range(service: &ServiceValue) -> Range<u32> {
+    service.backend_base..service.backend_base.saturating_add(service.backend_count)
+}
+
+pub(crate) fn endpoints_of(backends: &[BackendValue]) -> Vec<EndpointId> {
+    backends.iter().map(|b| EndpointId(b.endpoint)).collect()
+}

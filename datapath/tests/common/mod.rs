@@ -1,0 +1,414 @@
+//! Shared by the tests of the programs: the object loaded without pins, its maps, test runs.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(unused_imports, reason = "each test binary uses a part of it")]
+
+pub mod cluster;
+pub mod netns;
+pub mod packets;
+
+use std::collections::BTreeMap;
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{CgroupSockAddr, SchedClassifier, TestRun, TestRunOptions, Xdp},
+};
+use dataplane_abi::{
+    BACKEND_ACTIVE, BackendValue, Be16, Be32, DropCounter, DropReason, EndpointKey, EndpointValue,
+    LocalEndpoint, NodeConfig, PeerValue, PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot,
+    ServiceValue, Stats, TargetKey, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey,
+    net::task_mac,
+};
+
+pub use netns::*;
+pub use packets::*;
+
+pub const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SWARMNET_EBPF_OBJECT"));
+
+pub const TC_PROGRAMS: [&str; 4] = ["sn_tc_uplink", "sn_tc_vxlan", "sn_tc_task", "sn_tc_gateway"];
+pub const SOCKET_PROGRAMS: [&str; 4] = ["sn_connect4", "sn_sendmsg4", "sn_recvmsg4", "sn_getpeer4"];
+
+pub const TC_ACT_OK: u32 = 0;
+pub const TC_ACT_SHOT: u32 = 2;
+pub const TC_ACT_REDIRECT: u32 = 7;
+/// `TC_ACT_UNSPEC`: go on with the next program or the stack.
+pub const TC_ACT_UNSPEC: u32 = u32::MAX;
+pub const XDP_DROP: u32 = 1;
+pub const XDP_PASS: u32 = 2;
+pub const XDP_TX: u32 = 3;
+
+/// Test runs put packets on the loopback device of the test's namespace.
+pub const LOOPBACK: u32 = 1;
+
+pub const MESH_VNI: u32 = 4096;
+pub const RING_SEED: u64 = 0x5eed;
+pub const VXLAN_IFINDEX: u32 = 901;
+pub const GATEWAY_ADDR: Be32 = ip(172, 18, 0, 1);
+pub const GATEWAY_MASK: Be32 = ip(255, 255, 0, 0);
+
+pub const fn ip(a: u8, b: u8, c: u8, d: u8) -> Be32 {
+    Be32::from_host(u32::from_be_bytes([a, b, c, d]))
+}
+
+/// The programs of one node, loaded and not attached, and what they left behind.
+pub struct Node {
+    pub ebpf: Ebpf,
+}
+
+pub struct Outcome {
+    pub verdict: u32,
+    pub packet: Vec<u8>,
+}
+
+impl Node {
+    /// Loads all programs with maps of a size that tests in parallel can afford.
+    pub fn load() -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("RINGS", 1024)
+            .map_max_entries("BACKENDS", 4096)
+            .map_max_entries("FLOWS", 4096)
+            .map_max_entries("VIP_FLOWS", 4096)
+            .map_max_entries("SOCK_ORIGINS", 4096)
+            .map_max_entries("STATS", 1024)
+            .load(OBJECT)
+            .expect("the object loads");
+        for name in TC_PROGRAMS {
+            let program: &mut SchedClassifier = program(&mut ebpf, name);
+            program.load().unwrap_or_else(|e| panic!("{name}: {e:#?}"));
+        }
+        let xdp: &mut Xdp = program(&mut ebpf, "sn_xdp_uplink");
+        xdp.load()
+            .unwrap_or_else(|e| panic!("sn_xdp_uplink: {e:#?}"));
+        for name in SOCKET_PROGRAMS {
+            let program: &mut CgroupSockAddr = program(&mut ebpf, name);
+            program.load().unwrap_or_else(|e| panic!("{name}: {e:#?}"));
+        }
+        Self { ebpf }
+    }
+
+    /// Loaded, and configured as the node whose tunnel address is `vtep`.
+    pub fn configured(vtep: Be32) -> Self {
+        let mut node = Self::load();
+        node.configure(NodeConfig {
+            vxlan_ifindex: VXLAN_IFINDEX,
+            uplink_ifindex: LOOPBACK,
+            gateway_ifindex: LOOPBACK,
+            mesh_vni: MESH_VNI,
+            vtep,
+            gateway_addr: GATEWAY_ADDR,
+            ring_seed: RING_SEED,
+            data_port: Be16::from_host(4789),
+            generation: 1,
+            gateway_mask: GATEWAY_MASK,
+        });
+        node
+    }
+
+    pub fn configure(&mut self, config: NodeConfig) {
+        self.array("CONFIG").set(0, config, 0).unwrap();
+    }
+
+    pub fn array<V: Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
+        Array::try_from(self.ebpf.map_mut(name).unwrap()).unwrap()
+    }
+
+    pub fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        HashMap::try_from(self.ebpf.map_mut(name).unwrap()).unwrap()
+    }
+
+    pub fn put<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: V) {
+        self.hash(name).insert(key, value, 0).unwrap();
+    }
+
+    pub fn get<K: Pod, V: Pod>(&mut self, name: &str, key: K) -> Option<V> {
+        self.hash(name).get(&key, 0).ok()
+    }
+
+    pub fn entries<K: Pod, V: Pod>(&mut self, name: &str) -> Vec<(K, V)> {
+        self.hash(name).iter().map(Result::unwrap).collect()
+    }
+
+    pub fn peer(&mut self, vtep: Be32) {
+        self.put("PEERS", vtep, PeerValue::default());
+    }
+
+    pub fn node_addr(&mut self, addr: Be32) {
+        self.put("NODE_ADDRS", addr, 1u32);
+    }
+
+    /// Registers `LOOPBACK` as a task's overlay interface.
+    pub fn overlay_veth(&mut self, ifindex: u32, vni: u32, addr: Be32, stats: u32) {
+        let veth = VethValue {
+            vni,
+            addr,
+            endpoint: 7,
+            stats,
+            mac: task_mac(addr),
+            kind: VETH_OVERLAY,
+        };
+        self.put("VETHS", ifindex, veth);
+    }
+
+    pub fn gateway_veth(&mut self, ifindex: u32, addr: Be32) {
+        let veth = VethValue {
+            vni: 0,
+            addr,
+            endpoint: 7,
+            stats: 0,
+            mac: task_mac(addr),
+            kind: VETH_GATEWAY,
+        };
+        self.put("VETHS", ifindex, veth);
+    }
+
+    /// An overlay address: on this node behind `ifindex`, or at the node `vtep`.
+    pub fn endpoint(&mut self, vni: u32, addr: Be32, place: Place) {
+        let (vtep, ifindex) = match place {
+            Place::Here(ifindex) => (Be32::ZERO, ifindex),
+            Place::At(vtep) => (vtep, 0),
+        };
+        let value = EndpointValue {
+            vtep,
+            ifindex,
+            endpoint: 7,
+            flags: 0,
+            mac: task_mac(addr),
+            _pad: 0,
+        };
+        self.put("ENDPOINTS", EndpointKey { vni, addr }, value);
+    }
+
+    /// A task's gateway side on this node.
+    pub fn local(&mut self, endpoint: u32, ifindex: u32, addr: Be32, stats: u32) {
+        let value = LocalEndpoint {
+            ifindex,
+            addr,
+            stats,
+            generation: 1,
+            mac: task_mac(addr),
+            _pad: 0,
+        };
+        self.put("LOCAL", endpoint, value);
+    }
+
+    /// What neighbours may reach of a task: the target of a published port.
+    pub fn target(&mut self, endpoint: u32, addr: Be32, port: u16, proto: u8) {
+        let key = TargetKey {
+            addr,
+            port: Be16::from_host(port),
+            proto,
+            _pad: 0,
+        };
+        self.put("TARGETS", key, TargetValue { endpoint, _pad: 0 });
+    }
+
+    /// Writes backends from index `base`, and returns a service with a ring over `slots`. One slot
+    /// makes a service without a ring; none, one without a backend.
+    pub fn service(
+        &mut self,
+        base: u32,
+        stats: u32,
+        target_port: u16,
+        backends: &[BackendValue],
+        slots: &[RingSlot],
+    ) -> ServiceValue {
+        for (index, backend) in backends.iter().enumerate() {
+            self.array("BACKENDS")
+                .set(base + index as u32, *backend, 0)
+                .unwrap();
+        }
+        if slots.len() > 1 {
+            let mut chunks = self.array::<RingChunk>("RINGS");
+            for (index, run) in slots.chunks(RING_CHUNK_SLOTS as usize).enumerate() {
+                let mut chunk = RingChunk {
+                    slots: [0; RING_CHUNK_SLOTS as usize],
+                };
+                for (to, slot) in chunk.slots.iter_mut().zip(run) {
+                    *to = slot.to_raw();
+                }
+                chunks.set(base + index as u32, chunk, 0).unwrap();
+            }
+        }
+        ServiceValue {
+            ring_base: base,
+            ring_len: slots.len() as u32,
+            backend_base: base,
+            backend_count: backends.len() as u32,
+            single: slots.first().map_or(0, |slot| slot.to_raw()),
+            stats,
+            flags: 0,
+            generation: 1,
+            target_port: Be16::from_host(target_port),
+            _pad: 0,
+            _pad2: 0,
+        }
+    }
+
+    pub fn publish(&mut self, port: u16, proto: u8, service: ServiceValue) {
+        let key = PublishedKey {
+            addr: Be32::ZERO,
+            port: Be16::from_host(port),
+            proto,
+            _pad: 0,
+        };
+        self.put("PUBLISHED", key, service);
+    }
+
+    pub fn vip(&mut self, vni: u32, addr: Be32, service: ServiceValue) {
+        self.put("VIPS", VipKey { vni, addr }, service);
+    }
+
+    pub fn run_tc(&mut self, name: &str, packet: &[u8]) -> Outcome {
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name);
+        let mut out = vec![0; packet.len() + 64];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut out),
+                ..Default::default()
+            })
+            .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        out.truncate(result.data_size_out as usize);
+        Outcome {
+            verdict: result.return_value,
+            packet: out,
+        }
+    }
+
+    /// Runs the XDP program as if the packet came in by `ifindex`.
+    pub fn run_xdp(&mut self, packet: &[u8], ifindex: u32) -> Outcome {
+        let program: &mut Xdp = program(&mut self.ebpf, "sn_xdp_uplink");
+        let mut out = vec![0; packet.len() + 256];
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
+        let context: Vec<u8> = [0, packet.len() as u32, 0, ifindex, 0, 0]
+            .iter()
+            .flat_map(|word: &u32| word.to_ne_bytes())
+            .collect();
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..Default::default()
+            })
+            .unwrap_or_else(|e| panic!("sn_xdp_uplink: {e:?}"));
+        out.truncate(result.data_size_out as usize);
+        Outcome {
+            verdict: result.return_value,
+            packet: out,
+        }
+    }
+
+    /// All drops so far, packets by reason.
+    pub fn drops(&mut self) -> BTreeMap<&'static str, u64> {
+        let map = PerCpuArray::<_, DropCounter>::try_from(self.ebpf.map("DROPS").unwrap()).unwrap();
+        let count = |reason: DropReason| {
+            let values = map.get(&(reason as u32), 0).unwrap();
+            values.iter().map(|counter| counter.packets).sum::<u64>()
+        };
+        DropReason::ALL
+            .iter()
+            .map(|reason| (reason.label(), count(*reason)))
+            .filter(|(_, packets)| *packets != 0)
+            .collect()
+    }
+
+    pub fn stats(&mut self, index: u32) -> Stats {
+        let map = PerCpuArray::<_, Stats>::try_from(self.ebpf.map("STATS").unwrap()).unwrap();
+        map.get(&index, 0)
+            .unwrap()
+            .iter()
+            .fold(Stats::default(), |sum, one| Stats {
+                packets: sum.packets + one.packets,
+                bytes: sum.bytes + one.bytes,
+                new_flows: sum.new_flows + one.new_flows,
+            })
+    }
+
+    /// Runs and checks that the packet is dropped for exactly this reason, once.
+    #[track_caller]
+    pub fn assert_drops(&mut self, name: &str, packet: &[u8], reason: DropReason) {
+        let before = self.drops().get(reason.label()).copied().unwrap_or(0);
+        let total: u64 = self.drops().values().sum();
+        let outcome = if name == "sn_xdp_uplink" {
+            self.run_xdp(packet, LOOPBACK)
+        } else {
+            self.run_tc(name, packet)
+        };
+        let shot = if name == "sn_xdp_uplink" {
+            XDP_DROP
+        } else {
+            TC_ACT_SHOT
+        };
+        assert_eq!(
+            outcome.verdict,
+            shot,
+            "{}: verdict; drops {:?}",
+            reason.label(),
+            self.drops()
+        );
+        let drops = self.drops();
+        assert_eq!(
+            drops.get(reason.label()),
+            Some(&(before + 1)),
+            "drops are {drops:?}"
+        );
+        assert_eq!(
+            drops.values().sum::<u64>(),
+            total + 1,
+            "drops are {drops:?}"
+        );
+    }
+
+    /// Runs and checks verdict and every byte of the packet afterwards.
+    #[track_caller]
+    pub fn assert_sends(&mut self, name: &str, packet: &[u8], verdict: u32, expected: &[u8]) {
+        let outcome = self.run_tc(name, packet);
+        assert_eq!(
+            outcome.verdict,
+            verdict,
+            "verdict; drops {:?}",
+            self.drops()
+        );
+        assert_packets_equal(&outcome.packet, expected);
+    }
+
+    /// Runs and checks that the packet goes on untouched.
+    #[track_caller]
+    pub fn assert_passes(&mut self, name: &str, packet: &[u8]) {
+        self.assert_sends(name, packet, TC_ACT_UNSPEC, packet);
+    }
+}
+
+pub enum Place {
+    Here(u32),
+    At(Be32),
+}
+
+pub fn slot(now: u16, before: u16) -> RingSlot {
+    RingSlot { now, before }
+}
+
+/// A backend whose addresses are as the agent would write them: `vtep` zero is here.
+pub fn backend(endpoint: u32, vtep: Be32, addr: Be32) -> BackendValue {
+    BackendValue {
+        endpoint,
+        vtep,
+        addr,
+        state: BACKEND_ACTIVE,
+        mac: task_mac(addr),
+        _pad: 0,
+    }
+}
+
+pub fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut P
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+    <&'a mut P as TryFrom<&'a mut aya::programs::Program>>::Error: std::fmt::Debug,
+{
+    ebpf.program_mut(name)
+        .unwrap_or_else(|| panic!("no program {name}"))
+        .try_into()
+        .unwrap()
+}

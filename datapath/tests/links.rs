@@ -1,0 +1,283 @@
+//! Programs on their hooks: exactly once, over restarts, upgrades and vanished devices.
+
+mod node;
+
+use std::fs;
+
+use node::{Pins, ifindex, in_namespace, ip, tcx, veth};
+use swarmnet_datapath::{Datapath, DatapathError, UplinkMode};
+
+fn open(pins: &Pins, mode: UplinkMode) -> Datapath {
+    Datapath::open(&pins.config(mode)).expect("the data plane opens")
+}
+
+/// Attaches to everything, as an agent does at each start.
+fn attach_all(datapath: &mut Datapath) {
+    datapath.attach_uplink(ifindex("uplink")).unwrap();
+    datapath.attach_vxlan(ifindex("vx")).unwrap();
+    datapath.attach_task(ifindex("task")).unwrap();
+    datapath.attach_gateway(ifindex("gw.1")).unwrap();
+}
+
+fn attached() -> Vec<Vec<(String, u32)>> {
+    ["uplink", "vx", "task", "gw.1"].map(tcx).to_vec()
+}
+
+fn names(attached: &[Vec<(String, u32)>]) -> Vec<Vec<&str>> {
+    let of_one = attached.iter();
+    of_one
+        .map(|one| one.iter().map(|p| p.0.as_str()).collect())
+        .collect()
+}
+
+fn devices() {
+    for name in ["uplink", "vx", "task", "gw.1"] {
+        veth(name);
+    }
+}
+
+const ONCE_EACH: [[&str; 1]; 4] = [
+    ["sn_tc_uplink"],
+    ["sn_tc_vxlan"],
+    ["sn_tc_task"],
+    ["sn_tc_gateway"],
+];
+
+#[test]
+fn restart_keeps_links_and_programs() {
+    in_namespace(|pins| {
+        devices();
+        let mut datapath = pins.open();
+        attach_all(&mut datapath);
+        let (links, programs) = (pins.links(), attached());
+        assert_eq!(names(&programs), ONCE_EACH);
+        assert_eq!(
+            links.len(),
+            8,
+            "four interfaces, four socket hooks: {links:?}"
+        );
+        for _ in 0..3 {
+            drop(datapath);
+            assert_eq!(attached(), programs, "they stay without an agent");
+            datapath = pins.open();
+            attach_all(&mut datapath);
+            assert_eq!(pins.links(), links);
+            assert_eq!(attached(), programs);
+        }
+    });
+}
+
+/// The pinned programs of an earlier build are replaced in their links, not beside them.
+#[test]
+fn other_build_takes_over_the_links() {
+    in_namespace(|pins| {
+        devices();
+        let mut datapath = pins.open();
+        attach_all(&mut datapath);
+        let (links, programs) = (pins.links(), attached());
+        drop(datapath);
+        let builds = pins.layout().join("programs");
+        let ours = fs::read_dir(&builds)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        fs::rename(&ours, builds.join("0123456789abcdef")).unwrap();
+
+        let mut datapath = pins.open();
+        assert_eq!(pins.links(), links, "the links are the same");
+        let replaced = attached();
+        assert_eq!(names(&replaced), ONCE_EACH);
+        assert!(
+            replaced
+                .iter()
+                .zip(&programs)
+                .all(|(new, old)| new[0].1 != old[0].1)
+        );
+        attach_all(&mut datapath);
+        assert_eq!(attached(), replaced);
+        let left: Vec<_> = fs::read_dir(&builds)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
+        assert_eq!(left, [ours]);
+    });
+}
+
+/// A build whose maps have another shape starts with new maps, in the same links.
+#[test]
+fn other_layout_is_taken_over() {
+    in_namespace(|pins| {
+        devices();
+        let mut datapath = pins.open();
+        attach_all(&mut datapath);
+        let (links, programs) = (pins.links(), attached());
+        drop(datapath);
+        let former = pins.root().join("v65535");
+        fs::rename(pins.layout(), &former).unwrap();
+        let mut datapath = pins.open();
+        assert_eq!(pins.links(), links, "the links are the same");
+        let replaced = attached();
+        assert_eq!(names(&replaced), ONCE_EACH);
+        assert_ne!(replaced, programs);
+        assert!(!former.exists());
+        attach_all(&mut datapath);
+        assert_eq!(pins.links(), links);
+    });
+}
+
+/// Someone deleted a map's pin: a new map, and programs that work on it, in the same links.
+#[test]
+fn lost_map_pin_brings_new_programs() {
+    in_namespace(|pins| {
+        devices();
+        let mut datapath = pins.open();
+        attach_all(&mut datapath);
+        let (links, programs) = (pins.links(), attached());
+        drop(datapath);
+        fs::remove_file(pins.layout().join("maps/PEERS")).unwrap();
+        let mut datapath = pins.open();
+        assert_eq!(pins.links(), links);
+        let replaced = attached();
+        assert_eq!(names(&replaced), ONCE_EACH);
+        assert_ne!(replaced, programs);
+        assert!(
+            !datapath
+                .sync(&node::view(), &node::local(&[]))
+                .unwrap()
+                .is_unchanged()
+        );
+    });
+}
+
+#[test]
+fn vanished_device_leaves_no_trap_for_its_successor() {
+    in_namespace(|pins| {
+        let index = veth("task");
+        let mut datapath = pins.open();
+        datapath.attach_task(index).unwrap();
+        ip("link del task");
+        // Same index, other name: the pin is there, its link is dead.
+        ip(&format!(
+            "link add task2 index {index} type veth peer name task2p"
+        ));
+        datapath.attach_task(index).unwrap();
+        assert_eq!(tcx("task2").len(), 1);
+        let links = pins.links();
+        assert!(
+            links
+                .iter()
+                .any(|(name, _)| *name == format!("task-{index}-task2")),
+            "{links:?}"
+        );
+        assert_eq!(links.len(), 5, "{links:?}");
+        ip("link del task2");
+        drop(datapath);
+        let mut datapath = pins.open();
+        assert_eq!(pins.links().len(), 4, "the dead link's pin is gone");
+        datapath.detach_veth(index).unwrap();
+        let error = datapath.attach_task(index).unwrap_err();
+        assert!(
+            matches!(error, DatapathError::NoInterface { .. }),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn detached_veth_has_no_program() {
+    in_namespace(|pins| {
+        let index = veth("task");
+        let mut datapath = pins.open();
+        datapath.attach_task(index).unwrap();
+        datapath.detach_veth(index).unwrap();
+        datapath.detach_veth(index).unwrap();
+        assert_eq!(tcx("task"), []);
+    });
+}
+
+fn has_xdp(interface: &str) -> bool {
+    let shown = std::process::Command::new("ip")
+        .args(["link", "show", interface])
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&shown.stdout).contains("xdp")
+}
+
+#[test]
+fn uplink_mode_decides_about_xdp() {
+    in_namespace(|pins| {
+        let index = veth("uplink");
+        for (mode, xdp) in [
+            (UplinkMode::Auto, false),
+            (UplinkMode::Xdp, true),
+            (UplinkMode::Xdp, true),
+            (UplinkMode::Tc, false),
+        ] {
+            let mut datapath = open(pins, mode);
+            datapath.attach_uplink(index).unwrap();
+            datapath.attach_uplink(index).unwrap();
+            assert_eq!(has_xdp("uplink"), xdp, "{mode:?}");
+            assert_eq!(tcx("uplink").len(), 1);
+        }
+        let mut datapath = open(pins, UplinkMode::Xdp);
+        datapath.attach_uplink(index).unwrap();
+        datapath.detach_uplink(index).unwrap();
+        assert!(!has_xdp("uplink"));
+        assert_eq!(tcx("uplink"), []);
+    });
+}
+
+/// A program that was there first stays, behind ours.
+#[test]
+fn foreign_programs_are_left_alone() {
+    in_namespace(|pins| {
+        let index = veth("uplink");
+        let foreign = Pins::another();
+        let mut other = foreign.open();
+        other.attach_vxlan(index).unwrap();
+        let mut datapath = pins.open();
+        datapath.attach_uplink(index).unwrap();
+        let programs = tcx("uplink");
+        let programs: Vec<_> = programs.iter().map(|program| program.0.as_str()).collect();
+        assert_eq!(programs, ["sn_tc_uplink", "sn_tc_vxlan"]);
+        datapath.detach_all().unwrap();
+        assert_eq!(tcx("uplink").len(), 1);
+    });
+}
+
+#[test]
+fn leaving_unpins_and_detaches_everything() {
+    in_namespace(|pins| {
+        devices();
+        let mut datapath = open(pins, UplinkMode::Xdp);
+        attach_all(&mut datapath);
+        datapath.sync(&node::view(), &node::local(&[])).unwrap();
+        datapath.detach_all().unwrap();
+        assert!(attached().iter().all(Vec::is_empty), "{:?}", attached());
+        assert!(!has_xdp("uplink"));
+        assert!(!pins.root().exists());
+    });
+}
+
+#[test]
+fn second_agent_on_one_pin_directory_is_refused() {
+    in_namespace(|pins| {
+        let datapath = pins.open();
+        let error = Datapath::open(&pins.config(UplinkMode::Auto)).unwrap_err();
+        assert!(matches!(error, DatapathError::Busy { .. }), "{error}");
+        drop(datapath);
+        pins.open();
+    });
+}
+
+#[test]
+fn missing_cgroup_is_named() {
+    in_namespace(|pins| {
+        let mut config = pins.config(UplinkMode::Auto);
+        config.cgroup = "/no/such/cgroup".into();
+        let error = Datapath::open(&config).unwrap_err();
+        assert!(error.to_string().contains("/no/such/cgroup"), "{error}");
+    });
+}

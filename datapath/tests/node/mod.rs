@@ -1,0 +1,259 @@
+//! A node of one's own for a test: a network namespace, a pin directory, a view.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
+    programs::{SchedClassifier, links::PinnedLink, tc::TcAttachType},
+};
+use model::{
+    ClusterId, EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
+    feed::{
+        BackendState, ClusterView, EndpointView, NetworkView, NodeView, PeerView, PublishedPort,
+        ServiceNetwork, ServiceView, ViewObject,
+    },
+    object::{Attachment, DataPathConfig},
+    spec::{EndpointMode, Protocol},
+};
+use nix::sched::{CloneFlags, unshare};
+use swarmnet_datapath::{Datapath, DatapathConfig, LocalState, LocalTask, LocalVeth, UplinkMode};
+
+/// Runs a test on a thread in a network namespace of its own. Without root it is skipped, but in
+/// CI it fails.
+pub fn in_namespace(test: impl FnOnce(&Pins) + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "the tests need root");
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        test(&Pins::new());
+    };
+    let outcome = thread::spawn(run).join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A pin directory that goes with this value.
+pub struct Pins(PathBuf);
+
+impl Pins {
+    /// For a second node in one test.
+    pub fn another() -> Self {
+        Self::new()
+    }
+
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("swarmnet-test-{}-{count}", std::process::id());
+        Self(Path::new("/sys/fs/bpf").join(name))
+    }
+
+    pub fn config(&self, uplink_mode: UplinkMode) -> DatapathConfig {
+        let cgroups = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
+        let cgroup = cgroups
+            .into_iter()
+            .find(|path| path.join("cgroup.procs").exists());
+        DatapathConfig {
+            pin_dir: self.0.clone(),
+            cgroup: cgroup.expect("cgroup2 is mounted"),
+            uplink_mode,
+        }
+    }
+
+    pub fn open(&self) -> Datapath {
+        Datapath::open(&self.config(UplinkMode::Auto)).expect("the data plane opens")
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn layout(&self) -> PathBuf {
+        self.0.join(format!("v{}", dataplane_abi::LAYOUT_VERSION))
+    }
+
+    pub fn map(&self, name: &str) -> Map {
+        let data = MapData::from_pin(self.layout().join("maps").join(name)).expect("a pinned map");
+        Map::from_map_data(data).expect("of a known type")
+    }
+
+    pub fn table<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
+        HashMap::try_from(self.map(name)).expect("of these types")
+    }
+
+    /// Kernel's ids of the pinned links, by name of the pin.
+    pub fn links(&self) -> Vec<(String, u32)> {
+        let entries = fs::read_dir(self.layout().join("links")).expect("a directory of links");
+        let mut links: Vec<_> = entries
+            .map(|entry| {
+                let path = entry.expect("an entry").path();
+                let link = PinnedLink::from_pin(&path).expect("a link");
+                let link = aya::programs::links::FdLink::from(link);
+                let name = path.file_name().expect("a name").to_string_lossy();
+                (name.into_owned(), link.info().expect("its info").id())
+            })
+            .collect();
+        links.sort();
+        links
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs `ip` in the calling thread's namespace.
+pub fn ip(arguments: &str) {
+    let mut ip = Command::new("ip");
+    let status = ip.args(arguments.split_whitespace()).status();
+    assert!(status.expect("ip runs").success(), "ip {arguments}");
+}
+
+/// Makes a veth and returns the index of its first end.
+pub fn veth(name: &str) -> u32 {
+    ip(&format!("link add {name} type veth peer name {name}p"));
+    ifindex(name)
+}
+
+pub fn ifindex(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).expect("the interface exists")
+}
+
+/// Names and ids of the programs on an interface's tcx ingress.
+pub fn tcx(name: &str) -> Vec<(String, u32)> {
+    let (_, programs) =
+        SchedClassifier::query_tcx(name, TcAttachType::Ingress).expect("tcx answers");
+    let programs = programs.iter();
+    programs
+        .map(|program| {
+            (
+                program.name_as_str().unwrap_or("?").to_owned(),
+                program.id(),
+            )
+        })
+        .collect()
+}
+
+pub const SELF: NodeId = NodeId::from_raw(1);
+pub const OTHER: NodeId = NodeId::from_raw(2);
+pub const NETWORK: NetworkId = NetworkId::from_raw(1);
+pub const SERVICE: ServiceId = ServiceId::from_raw(1);
+pub const VNI: u32 = 5001;
+
+pub fn vtep(node: NodeId) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 0, node.raw() as u8)
+}
+
+/// Two nodes, a network, a service `web` with VIP 10.0.1.2 that publishes 8080 (TCP, to 80), and no
+/// endpoint yet.
+pub fn view() -> NodeView {
+    let mut view = NodeView::default();
+    view.put(ViewObject::Cluster(ClusterView {
+        id: ClusterId::from_raw(1),
+        data_path: DataPathConfig::default(),
+    }));
+    for node in [SELF, OTHER] {
+        view.put(ViewObject::Peer(PeerView {
+            node,
+            hostname: format!("n{}", node.raw()),
+            vtep: vtep(node),
+            up: true,
+        }));
+    }
+    view.put(ViewObject::Network(NetworkView {
+        id: NETWORK,
+        name: "net".to_owned(),
+        vni: Vni::new(VNI).expect("24 bits"),
+        subnet: "10.0.0.0/16".parse().expect("a subnet"),
+        gateway: Ipv4Addr::new(10, 0, 1, 1),
+        internal: false,
+    }));
+    view.put(ViewObject::Service(ServiceView {
+        id: SERVICE,
+        name: "web".to_owned(),
+        mode: EndpointMode::Vip,
+        networks: vec![ServiceNetwork {
+            network: NETWORK,
+            vip: Some(Ipv4Addr::new(10, 0, 1, 2)),
+            aliases: Vec::new(),
+        }],
+        ports: vec![PublishedPort {
+            protocol: Protocol::Tcp,
+            published: 8080,
+            target: 80,
+        }],
+    }));
+    view
+}
+
+pub fn endpoint_addr(id: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a00_010a + id)
+}
+
+/// An endpoint of the service.
+pub fn endpoint(id: u32, node: NodeId, state: BackendState) -> ViewObject {
+    ViewObject::Endpoint(EndpointView {
+        id: EndpointId(id),
+        task: TaskId::from_raw(id.into()),
+        task_name: format!("web.{id}"),
+        service: SERVICE,
+        slot: Some(id.into()),
+        node,
+        addresses: vec![Attachment {
+            network: NETWORK,
+            addr: endpoint_addr(id),
+            prefix_len: 24,
+        }],
+        state,
+    })
+}
+
+/// This node with the tasks of these endpoints.
+pub fn local(endpoints: &[u32]) -> LocalState {
+    let task = |id: u32| LocalTask {
+        endpoint: EndpointId(id),
+        netns_cookie: 1000 + u64::from(id),
+        gateway: LocalVeth {
+            ifindex: 100 + id,
+            addr: Ipv4Addr::new(172, 18, 0, 10 + id as u8),
+            mac: [2, 0x42, 172, 18, 0, 10 + id as u8],
+        },
+        overlays: vec![(
+            NETWORK,
+            LocalVeth {
+                ifindex: 200 + id,
+                addr: endpoint_addr(id),
+                mac: [2, 0x42, 10, 0, 1, 10 + id as u8],
+            },
+        )],
+    };
+    LocalState {
+        node: SELF,
+        vxlan_ifindex: 2,
+        uplink_ifindex: 3,
+        gateway_ifindex: 4,
+        gateway_addr: Ipv4Addr::new(172, 18, 0, 1),
+        node_addrs: vec![vtep(SELF)],
+        netns_cookie: 999,
+        tasks: endpoints
+            .iter()
+            .map(|id| (TaskId::from_raw((*id).into()), task(*id)))
+            .collect(),
+    }
+}

@@ -1,0 +1,651 @@
+//! `sn_tc_uplink` and `sn_xdp_uplink`: the mesh's entry.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::*;
+use dataplane_abi::{
+    BACKEND_DRAINING, Be16, Be32, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FlowKey, FlowValue,
+    LocalEndpoint, NodeConfig,
+    hash::{FlowTuple, flow_hash, ring_slot},
+    net::{mesh_mac::Kind, task_mac},
+};
+
+const NODE: Be32 = ip(192, 0, 2, 1);
+const NODE_B: Be32 = ip(192, 0, 2, 2);
+const NODE_C: Be32 = ip(192, 0, 2, 3);
+const CLIENT: (Be32, u16) = (ip(203, 0, 113, 9), 40_000);
+const PUBLISHED: (Be32, u16) = (NODE, 8080);
+const TASK: Be32 = ip(172, 18, 0, 5);
+const TASK_2: Be32 = ip(172, 18, 0, 6);
+/// Endpoint ids.
+const EP: u32 = 0x0102_0304;
+const EP_2: u32 = 0x0a0b_0c0d;
+/// Counters of the frontend and of the endpoints.
+const FRONT: u32 = 10;
+const STATS: u32 = 11;
+const STATS_2: u32 = 12;
+
+fn node() -> Node {
+    let mut node = Node::configured(NODE);
+    node.node_addr(NODE);
+    node
+}
+
+/// A service on 8080 whose one backend is here.
+fn node_with_local_backend(proto: u8) -> Node {
+    let mut node = node();
+    node.local(EP, 50, TASK, STATS);
+    let service = node.service(
+        0,
+        FRONT,
+        80,
+        &[backend(EP, Be32::ZERO, TASK)],
+        &[slot(0, 0)],
+    );
+    node.publish(PUBLISHED.1, proto, service);
+    node
+}
+
+/// A service on 8080 whose one backend is at node B.
+fn node_with_remote_backend(proto: u8) -> Node {
+    let mut node = node();
+    let service = node.service(0, FRONT, 80, &[backend(EP, NODE_B, NODE_B)], &[slot(0, 0)]);
+    node.publish(PUBLISHED.1, proto, service);
+    node
+}
+
+fn syn() -> Frame {
+    Frame::tcp(CLIENT, PUBLISHED, SYN)
+}
+
+fn ack() -> Frame {
+    Frame::tcp(CLIENT, PUBLISHED, PSH_ACK)
+}
+
+/// What the task gets for `frame`.
+fn delivered(frame: &Frame, task: Be32) -> Vec<u8> {
+    let macs = (task_mac(task), task_mac(GATEWAY_ADDR));
+    frame
+        .clone()
+        .dst(task)
+        .dport(80)
+        .ttl(frame.ttl - 1)
+        .macs(macs.0, macs.1)
+        .bytes()
+}
+
+fn flow_key(proto: u8) -> FlowKey {
+    FlowKey {
+        client: CLIENT.0,
+        task: TASK,
+        client_port: Be16::from_host(CLIENT.1),
+        task_port: Be16::from_host(80),
+        proto,
+        _pad: 0,
+        _pad2: 0,
+    }
+}
+
+#[test]
+fn what_is_not_for_a_published_port_passes_untouched() {
+    let mut node = node_with_local_backend(TCP);
+    let cases = [
+        (
+            "unknown port",
+            Frame::tcp(CLIENT, (NODE, 8081), SYN).bytes(),
+        ),
+        ("other protocol", Frame::udp(CLIENT, PUBLISHED).bytes()),
+        (
+            "address of another machine",
+            Frame::tcp(CLIENT, (NODE_B, 8080), SYN).bytes(),
+        ),
+        (
+            "ping",
+            Frame::new(CLIENT.0, NODE, Transport::Icmp { kind: 8, code: 0 }).bytes(),
+        ),
+        (
+            "other transport",
+            Frame::new(CLIENT.0, NODE, Transport::Other(132)).bytes(),
+        ),
+        ("later fragment", syn().fragment(0x0010).bytes()),
+        ("ARP", Arp::question(CLIENT.0, NODE).bytes()),
+        ("IPv4 version 5", {
+            let mut bytes = syn().bytes();
+            bytes[14] = 0x55;
+            bytes
+        }),
+        ("header length below 20", {
+            let mut bytes = syn().bytes();
+            bytes[14] = 0x44;
+            bytes
+        }),
+        (
+            "truncated TCP header",
+            syn().bytes()[..14 + 20 + 13].to_vec(),
+        ),
+        ("IPv4 options beyond the end", {
+            let mut bytes = syn().bytes();
+            bytes[14] = 0x4f;
+            bytes
+        }),
+    ];
+    for (what, packet) in cases {
+        println!("{what}");
+        node.assert_passes("sn_tc_uplink", &packet);
+        let outcome = node.run_xdp(&packet, LOOPBACK);
+        assert_eq!(outcome.verdict, XDP_PASS);
+        assert_packets_equal(&outcome.packet, &packet);
+    }
+    assert!(node.drops().is_empty());
+    assert_eq!(node.stats(FRONT), Default::default());
+    assert!(node.entries::<FlowKey, FlowValue>("FLOWS").is_empty());
+}
+
+#[test]
+fn tcp_to_a_local_backend_is_translated_and_remembered() {
+    let mut node = node_with_local_backend(TCP);
+    let frame = syn();
+    node.assert_sends(
+        "sn_tc_uplink",
+        &frame.bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&frame, TASK),
+    );
+
+    let flow: FlowValue = node.get("FLOWS", flow_key(TCP)).expect("the flow is noted");
+    let expected = FlowValue {
+        last_seen: flow.last_seen,
+        entry_vtep: Be32::ZERO,
+        node_addr: NODE,
+        published: Be16::from_host(8080),
+        flags: 0,
+        endpoint: EP,
+        generation: 1,
+        stats: STATS,
+        _reserved: [0; 2],
+    };
+    assert_eq!(flow, expected);
+
+    let frame = ack().payload(&[7; 1000]);
+    node.assert_sends(
+        "sn_tc_uplink",
+        &frame.bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&frame, TASK),
+    );
+    let bytes = (syn().bytes().len() + frame.bytes().len()) as u64;
+    let expected = dataplane_abi::Stats {
+        packets: 2,
+        bytes,
+        new_flows: 1,
+    };
+    assert_eq!(node.stats(FRONT), expected);
+    assert_eq!(node.stats(STATS), expected);
+    assert!(node.drops().is_empty());
+}
+
+#[test]
+fn udp_to_a_local_backend_is_translated_also_without_a_checksum() {
+    let mut node = node_with_local_backend(UDP);
+    for frame in [
+        Frame::udp(CLIENT, PUBLISHED),
+        Frame::udp(CLIENT, PUBLISHED).without_checksum(),
+        Frame::udp(CLIENT, PUBLISHED).payload(&[]),
+        Frame::udp(CLIENT, PUBLISHED).payload(&[0xff; 1201]),
+        Frame::udp(CLIENT, PUBLISHED).options(&[1; 8]),
+    ] {
+        let expected = delivered(&frame, TASK);
+        node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+    }
+    // Flows of UDP have no SYN: the first packet opens, at the backend's node.
+    assert_eq!(node.stats(STATS).new_flows, 1);
+    assert_eq!(node.stats(FRONT).packets, 5);
+}
+
+#[test]
+fn udp_checksum_that_comes_out_as_zero_is_sent_as_ones() {
+    let mut node = node_with_local_backend(UDP);
+    // Choose the payload so that the translated packet sums up to zero.
+    let frame = (0..=u16::MAX)
+        .map(|word| Frame::udp(CLIENT, PUBLISHED).payload(&word.to_be_bytes()))
+        .find(|frame| delivered(frame, TASK)[40..42] == [0xff, 0xff])
+        .expect("one of all words does it");
+    node.assert_sends(
+        "sn_tc_uplink",
+        &frame.bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&frame, TASK),
+    );
+}
+
+#[test]
+fn packets_with_ip_options_are_followed() {
+    let mut node = node_with_local_backend(TCP);
+    let frame = syn().options(&[1, 1, 1, 0]);
+    node.assert_sends(
+        "sn_tc_uplink",
+        &frame.bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&frame, TASK),
+    );
+}
+
+#[test]
+fn remote_backend_gets_the_packet_unchanged_in_the_tunnel() {
+    let mut node = node_with_remote_backend(TCP);
+    for frame in [syn(), ack(), syn().ttl(1)] {
+        let expected = frame.clone().mesh(Kind::Forward, EP, NODE).bytes();
+        node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+    }
+    assert_eq!(node.stats(FRONT).packets, 3);
+    assert_eq!(node.stats(FRONT).new_flows, 2);
+    assert!(
+        node.entries::<FlowKey, FlowValue>("FLOWS").is_empty(),
+        "the entry keeps nothing"
+    );
+}
+
+#[test]
+fn flows_spread_over_the_ring_as_the_shared_hash_says() {
+    let mut node = node();
+    let backends: Vec<_> = (0..5).map(|i| backend(100 + i, NODE_B, NODE_B)).collect();
+    // Longer than one chunk, so that the slot's chunk and place both matter.
+    let slots: Vec<_> = (0..1021u32).map(|i| slot((i * 7 % 5) as u16, 0)).collect();
+    let service = node.service(3, FRONT, 80, &backends, &slots);
+    node.publish(8080, TCP, service);
+    let mut seen = [0; 5];
+    for port in 1000..1300u16 {
+        let tuple = FlowTuple {
+            src: CLIENT.0,
+            src_port: Be16::from_host(port),
+            dst_port: Be16::from_host(8080),
+            proto: TCP,
+        };
+        let owner = slots[ring_slot(flow_hash(tuple, RING_SEED), 1021) as usize].now;
+        seen[usize::from(owner)] += 1;
+        let frame = syn().sport(port);
+        let expected = frame
+            .clone()
+            .mesh(Kind::Forward, 100 + u32::from(owner), NODE)
+            .bytes();
+        node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+    }
+    assert!(seen.iter().all(|&count| count > 20), "{seen:?}");
+}
+
+const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+
+/// A namespace with a known way to the client.
+fn with_route() -> PrivateNetns {
+    let netns = PrivateNetns::with_uplink();
+    netns.ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:99 dev up0 nud permanent");
+    netns.ip("route add 203.0.113.0/24 via 192.0.2.9");
+    netns
+}
+
+/// Checks that the packet counts as dropped, and that the client gets a RST.
+#[track_caller]
+fn assert_refuses(node: &mut Node, frame: &Frame, reason: DropReason) {
+    let before = node.drops().get(reason.label()).copied().unwrap_or(0);
+    let expected = frame.reset().macs(ROUTER, UPLINK_MAC).bytes();
+    node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+    assert_eq!(node.drops()[reason.label()], before + 1);
+}
+
+#[test]
+fn service_without_backend_refuses_with_reason() {
+    let _netns = with_route();
+    let mut node = node();
+    let service = node.service(0, FRONT, 80, &[], &[]);
+    node.publish(8080, TCP, service);
+    node.publish(8080, UDP, service);
+    for flags in [SYN, ACK, PSH_ACK, FIN | ACK, FIN, SYN | ACK] {
+        let frame = Frame::tcp(CLIENT, PUBLISHED, flags);
+        for payload in [0, 1, 6, 1001] {
+            let frame = frame.clone().payload(&vec![0xa5; payload]);
+            assert_refuses(&mut node, &frame, DropReason::NoBackend);
+        }
+        // XDP leaves it to tc.
+        assert_eq!(node.run_xdp(&frame.bytes(), LOOPBACK).verdict, XDP_PASS);
+    }
+    // No answer to a RST, to options and to UDP.
+    for frame in [
+        Frame::tcp(CLIENT, PUBLISHED, RST),
+        syn().options(&[1, 1, 1, 0]),
+        Frame::udp(CLIENT, PUBLISHED),
+    ] {
+        node.assert_drops("sn_tc_uplink", &frame.bytes(), DropReason::NoBackend);
+    }
+    for frame in [
+        Frame::tcp(CLIENT, PUBLISHED, RST),
+        Frame::udp(CLIENT, PUBLISHED),
+    ] {
+        node.assert_drops("sn_xdp_uplink", &frame.bytes(), DropReason::NoBackend);
+    }
+}
+
+#[test]
+fn service_without_backend_drops_with_its_reason_where_no_route_leads_back() {
+    let _netns = PrivateNetns::enter();
+    let mut node = node();
+    let service = node.service(0, FRONT, 80, &[], &[]);
+    node.publish(8080, TCP, service);
+    node.assert_drops("sn_tc_uplink", &syn().bytes(), DropReason::NoBackend);
+}
+
+#[test]
+fn last_backend_that_drains_keeps_its_connections_and_gets_no_new_ones() {
+    let _netns = with_route();
+    let mut node = node();
+    let mut draining = backend(EP, NODE_B, NODE_B);
+    draining.state = BACKEND_DRAINING;
+    let service = node.service(0, FRONT, 80, &[draining], &[slot(0, 0)]);
+    node.publish(8080, TCP, service);
+    assert_refuses(&mut node, &syn(), DropReason::NoBackend);
+    let expected = ack().mesh(Kind::Forward, EP, NODE).bytes();
+    node.assert_sends("sn_tc_uplink", &ack().bytes(), TC_ACT_REDIRECT, &expected);
+}
+
+#[test]
+fn slot_that_names_no_backend_refuses_with_reason() {
+    let _netns = with_route();
+    let mut node = node();
+    let service = node.service(0, FRONT, 80, &[backend(EP, NODE_B, NODE_B)], &[slot(1, 1)]);
+    node.publish(8080, TCP, service);
+    assert_refuses(&mut node, &syn(), DropReason::NoBackend);
+}
+
+#[test]
+fn node_that_is_not_configured_drops_only_what_is_published() {
+    let mut node = node_with_local_backend(TCP);
+    node.configure(NodeConfig::default());
+    node.assert_drops("sn_tc_uplink", &syn().bytes(), DropReason::NotConfigured);
+    node.assert_drops("sn_xdp_uplink", &syn().bytes(), DropReason::NotConfigured);
+    node.assert_passes("sn_tc_uplink", &syn().dport(22).bytes());
+}
+
+#[test]
+fn first_fragment_to_a_published_port_drops_with_reason() {
+    let mut node = node_with_local_backend(UDP);
+    let frame = Frame::udp(CLIENT, PUBLISHED).fragment(0x2000);
+    node.assert_drops("sn_tc_uplink", &frame.bytes(), DropReason::Fragmented);
+    node.assert_drops("sn_xdp_uplink", &frame.bytes(), DropReason::Fragmented);
+}
+
+#[test]
+fn time_to_live_ends_where_the_packet_is_routed() {
+    let mut node = node_with_local_backend(TCP);
+    node.assert_drops(
+        "sn_tc_uplink",
+        &syn().ttl(1).bytes(),
+        DropReason::TtlExpired,
+    );
+}
+
+#[test]
+fn backend_that_is_not_here_any_more_ends_its_connections_and_waits_for_new_ones() {
+    let _netns = with_route();
+    let mut node = node_with_local_backend(TCP);
+    node.hash::<u32, LocalEndpoint>("LOCAL")
+        .remove(&EP)
+        .unwrap();
+    // The ring is about to change: the SYN comes again.
+    node.assert_drops("sn_tc_uplink", &syn().bytes(), DropReason::BackendGone);
+    assert_refuses(&mut node, &ack(), DropReason::BackendGone);
+}
+
+#[test]
+fn connection_of_the_owner_before_goes_there_though_the_owner_now_is_gone() {
+    let mut node = node_with_moved_slot(backend(EP_2, NODE_B, NODE_B));
+    node.hash::<u32, LocalEndpoint>("LOCAL")
+        .remove(&EP)
+        .unwrap();
+    let expected = ack().mesh(Kind::SecondHop, EP_2, NODE).bytes();
+    node.assert_sends("sn_tc_uplink", &ack().bytes(), TC_ACT_REDIRECT, &expected);
+    let mut node = node_with_moved_slot(backend(EP_2, Be32::ZERO, TASK_2));
+    node.hash::<u32, LocalEndpoint>("LOCAL")
+        .remove(&EP)
+        .unwrap();
+    node.local(EP_2, 51, TASK_2, STATS_2);
+    let outcome = node.run_tc("sn_tc_uplink", &ack().bytes());
+    assert_eq!(outcome.verdict, TC_ACT_REDIRECT);
+    assert_eq!(node.stats(STATS_2).packets, 1);
+}
+
+/// A service whose slot moved from `before` to a backend here.
+fn node_with_moved_slot(before: dataplane_abi::BackendValue) -> Node {
+    let mut node = node();
+    node.local(EP, 50, TASK, STATS);
+    let backends = [backend(EP, Be32::ZERO, TASK), before];
+    let service = node.service(0, FRONT, 80, &backends, &[slot(0, 1), slot(0, 1)]);
+    node.publish(8080, TCP, service);
+    node
+}
+
+#[test]
+fn established_flow_of_another_owner_is_handed_on_to_it() {
+    let mut node = node_with_moved_slot(backend(EP_2, NODE_C, NODE_C));
+    let expected = ack().mesh(Kind::SecondHop, EP_2, NODE).bytes();
+    node.assert_sends("sn_tc_uplink", &ack().bytes(), TC_ACT_REDIRECT, &expected);
+    assert!(node.entries::<FlowKey, FlowValue>("FLOWS").is_empty());
+    // New flows and those that this backend knows stay.
+    node.assert_sends(
+        "sn_tc_uplink",
+        &syn().bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&syn(), TASK),
+    );
+    node.assert_sends(
+        "sn_tc_uplink",
+        &ack().bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&ack(), TASK),
+    );
+}
+
+#[test]
+fn established_flow_of_another_owner_on_this_node_is_delivered_to_it() {
+    let mut node = node_with_moved_slot(backend(EP_2, Be32::ZERO, TASK_2));
+    node.local(EP_2, 51, TASK_2, STATS_2);
+    node.assert_sends(
+        "sn_tc_uplink",
+        &ack().bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&ack(), TASK_2),
+    );
+    assert_eq!(node.stats(STATS_2).packets, 1);
+    assert_eq!(node.stats(STATS).packets, 0);
+}
+
+#[test]
+fn flow_of_an_endpoint_that_stopped_is_void() {
+    let mut node = node_with_moved_slot(backend(EP_2, NODE_C, NODE_C));
+    node.assert_sends(
+        "sn_tc_uplink",
+        &syn().bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&syn(), TASK),
+    );
+    let mut local: LocalEndpoint = node.get("LOCAL", EP).unwrap();
+    local.generation = 2;
+    node.put("LOCAL", EP, local);
+    let expected = ack().mesh(Kind::SecondHop, EP_2, NODE).bytes();
+    node.assert_sends("sn_tc_uplink", &ack().bytes(), TC_ACT_REDIRECT, &expected);
+}
+
+#[test]
+fn end_of_a_connection_is_noted_in_its_flow() {
+    let mut node = node_with_local_backend(TCP);
+    // A SYN that is sent again opens nothing.
+    node.run_tc("sn_tc_uplink", &syn().bytes());
+    node.run_tc("sn_tc_uplink", &syn().bytes());
+    assert_eq!(node.stats(STATS).new_flows, 1);
+    for (flags, expected) in [
+        (FIN | ACK, FLOW_CLIENT_FIN),
+        (RST, FLOW_CLIENT_FIN | FLOW_RESET),
+    ] {
+        node.run_tc(
+            "sn_tc_uplink",
+            &Frame::tcp(CLIENT, PUBLISHED, flags).bytes(),
+        );
+        let flow: FlowValue = node.get("FLOWS", flow_key(TCP)).unwrap();
+        assert_eq!(flow.flags, expected);
+    }
+    // The same ports again: a new connection.
+    node.run_tc("sn_tc_uplink", &syn().bytes());
+    let flow: FlowValue = node.get("FLOWS", flow_key(TCP)).unwrap();
+    assert_eq!(flow.flags, 0);
+    assert_eq!(node.stats(STATS).new_flows, 2);
+}
+
+#[test]
+fn packets_of_an_older_connection_do_not_take_over_a_newer_one() {
+    let mut node = node_with_local_backend(TCP);
+    let other = ip(192, 0, 2, 77);
+    node.node_addr(other);
+    node.run_tc("sn_tc_uplink", &syn().dst(other).bytes());
+    node.run_tc("sn_tc_uplink", &syn().bytes());
+    node.assert_drops(
+        "sn_tc_uplink",
+        &ack().dst(other).bytes(),
+        DropReason::SourceCollision,
+    );
+    node.assert_sends(
+        "sn_tc_uplink",
+        &ack().bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&ack(), TASK),
+    );
+}
+
+// XDP, in a namespace with a real route.
+
+struct XdpNode {
+    _netns: PrivateNetns,
+    node: Node,
+    uplink: u32,
+}
+
+const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
+const NODE_B_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x22];
+
+fn xdp_node(node: fn(u8) -> Node) -> XdpNode {
+    let netns = PrivateNetns::enter();
+    netns.ip("link add up0 address 02:00:00:00:00:11 type veth peer name up1");
+    netns.ip("link set up0 up");
+    netns.ip("link set up1 up");
+    netns.ip("addr add 192.0.2.1/24 dev up0");
+    netns.ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:22 dev up0 nud permanent");
+    netns.sysctl("net/ipv4/conf/all/forwarding", "1");
+    let mut node = node(TCP);
+    // A veth has its receive queue registered for XDP once a program is attached.
+    let xdp: &mut aya::programs::Xdp = program(&mut node.ebpf, "sn_xdp_uplink");
+    xdp.attach("up0", aya::programs::XdpMode::Driver).unwrap();
+    XdpNode {
+        uplink: netns.ifindex("up0"),
+        node,
+        _netns: netns,
+    }
+}
+
+#[test]
+fn xdp_wraps_packets_for_a_remote_backend_itself() {
+    let XdpNode {
+        mut node,
+        uplink,
+        _netns,
+    } = xdp_node(node_with_remote_backend);
+    for frame in [syn(), ack().payload(&[5; 1300])] {
+        let mut frame = frame;
+        frame.tos = 0xb9;
+        let packet = frame.bytes();
+        let outcome = node.run_xdp(&packet, uplink);
+        assert_eq!(outcome.verdict, XDP_TX, "drops {:?}", node.drops());
+        let hash = flow_hash(
+            FlowTuple {
+                src: CLIENT.0,
+                src_port: Be16::from_host(CLIENT.1),
+                dst_port: Be16::from_host(8080),
+                proto: TCP,
+            },
+            RING_SEED,
+        );
+        let outer = Outer {
+            dst_mac: NODE_B_MAC,
+            src_mac: NODE_MAC,
+            src: NODE,
+            dst: NODE_B,
+            tos: 0xb9,
+            sport: 0xc000 | (hash as u16 & 0x3fff),
+            dport: 4789,
+            vni: MESH_VNI,
+        };
+        let inner = frame.mesh(Kind::Forward, EP, NODE).bytes();
+        assert_packets_equal(&outcome.packet, &outer.around(&inner));
+    }
+    assert_eq!(node.stats(FRONT).packets, 2);
+    assert_eq!(node.stats(FRONT).new_flows, 1);
+}
+
+#[test]
+fn xdp_leaves_what_needs_the_stack_to_tc() {
+    let XdpNode {
+        mut node,
+        uplink,
+        _netns: netns,
+    } = xdp_node(node_with_remote_backend);
+    // No neighbour: the stack resolves it.
+    netns.ip("neigh del 192.0.2.2 dev up0");
+    let outcome = node.run_xdp(&syn().bytes(), uplink);
+    assert_eq!(outcome.verdict, XDP_PASS);
+    assert_packets_equal(&outcome.packet, &syn().bytes());
+    // Wrapped, it would be longer than the link's 1500 bytes: the stack fragments.
+    netns.ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:22 dev up0 nud permanent");
+    let longest = 1500 - (20 + 8 + 8 + 14) - (20 + 20);
+    let large = ack().payload(&vec![5; longest + 1]).bytes();
+    let outcome = node.run_xdp(&large, uplink);
+    assert_eq!(outcome.verdict, XDP_PASS);
+    assert_packets_equal(&outcome.packet, &large);
+    assert_eq!(
+        node.stats(FRONT).packets,
+        0,
+        "whoever sends the packet counts it"
+    );
+    let fits = ack().payload(&vec![5; longest]).bytes();
+    assert_eq!(node.run_xdp(&fits, uplink).verdict, XDP_TX);
+}
+
+#[test]
+fn xdp_sees_a_neighbours_new_address_soon() {
+    let XdpNode {
+        mut node,
+        uplink,
+        _netns: netns,
+    } = xdp_node(node_with_remote_backend);
+    let outcome = node.run_xdp(&syn().bytes(), uplink);
+    assert_eq!(outcome.packet[..6], NODE_B_MAC);
+    netns.ip("neigh replace 192.0.2.2 lladdr 02:00:00:00:00:33 dev up0 nud permanent");
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while node.run_xdp(&syn().bytes(), uplink).packet[..6] != [2, 0, 0, 0, 0, 0x33] {
+        assert!(
+            Instant::now() < deadline,
+            "packets still go to the old address"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn xdp_leaves_local_backends_to_tc() {
+    let XdpNode {
+        mut node,
+        uplink,
+        _netns,
+    } = xdp_node(node_with_local_backend);
+    let outcome = node.run_xdp(&syn().bytes(), uplink);
+    assert_eq!(outcome.verdict, XDP_PASS);
+    assert_packets_equal(&outcome.packet, &syn().bytes());
+    assert_eq!(node.stats(FRONT).packets, 0);
+}

@@ -1,0 +1,339 @@
+//! Syncs against the kernel's own maps.
+
+mod node;
+
+use std::{net::Ipv4Addr, time::Instant};
+
+use aya::maps::Array;
+use dataplane_abi::{
+    Be16, Be32, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FlowKey, FlowValue,
+    LocalEndpoint, NodeConfig, PublishedKey, RingChunk, ServiceValue, VethValue, VipFlowKey,
+    VipFlowValue, VipKey,
+};
+use model::feed::BackendState::{Active, Draining};
+use node::{OTHER, SELF, VNI, endpoint, endpoint_addr, in_namespace, local, view};
+use swarmnet_datapath::DatapathError;
+
+const PUBLISHED: PublishedKey = PublishedKey {
+    addr: Be32::ZERO,
+    port: Be16::from_host(8080),
+    proto: 6,
+    _pad: 0,
+};
+
+fn flow(client: u32, endpoint: u32) -> (FlowKey, FlowValue) {
+    let key = FlowKey {
+        client: Be32::from_host(0x0a09_0000 + client),
+        task: Be32::from(Ipv4Addr::new(172, 18, 0, 10 + endpoint as u8)),
+        client_port: Be16::from_host(40_000),
+        task_port: Be16::from_host(80),
+        proto: 6,
+        ..FlowKey::default()
+    };
+    let value = FlowValue {
+        node_addr: node::vtep(SELF).into(),
+        published: Be16::from_host(8080),
+        endpoint,
+        generation: 1,
+        entry_vtep: node::vtep(OTHER).into(),
+        ..FlowValue::default()
+    };
+    (key, value)
+}
+
+/// Open, sync; then nothing to do, for this process and for the next one.
+#[test]
+fn second_sync_and_restarted_agent_change_nothing() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Active));
+        view.put(endpoint(2, OTHER, Active));
+        view.put(endpoint(3, OTHER, Active));
+        let mut datapath = pins.open();
+        let report = datapath.sync(&view, &local(&[1])).unwrap();
+        assert_eq!(report.services_written, 2, "{report:?}");
+        assert_eq!(report.rings_written, 1, "VIP and port share it: {report:?}");
+        assert_eq!(report.skipped, []);
+        assert!(datapath.sync(&view, &local(&[1])).unwrap().is_unchanged());
+
+        // A change, so that the rings have owners before.
+        view.put(endpoint(2, OTHER, Draining));
+        datapath.sync(&view, &local(&[1])).unwrap();
+        let before = datapath.inspect_services(&view).unwrap();
+        drop(datapath);
+        let mut datapath = pins.open();
+        assert!(datapath.sync(&view, &local(&[1])).unwrap().is_unchanged());
+        assert_eq!(datapath.inspect_services(&view).unwrap(), before);
+    });
+}
+
+type Harm<'a> = Box<dyn FnMut() + 'a>;
+
+#[test]
+fn deleted_and_altered_entries_are_repaired() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Active));
+        view.put(endpoint(2, OTHER, Active));
+        let mut datapath = pins.open();
+        datapath.sync(&view, &local(&[1])).unwrap();
+
+        let mut endpoints = pins.table::<EndpointKey, EndpointValue>("ENDPOINTS");
+        let mut locals = pins.table::<u32, LocalEndpoint>("LOCAL");
+        let mut veths = pins.table::<u32, VethValue>("VETHS");
+        let mut more_veths = pins.table::<u32, VethValue>("VETHS");
+        let mut vips = pins.table::<VipKey, ServiceValue>("VIPS");
+        let mut published = pins.table::<PublishedKey, ServiceValue>("PUBLISHED");
+        let mut rings = Array::<_, RingChunk>::try_from(pins.map("RINGS")).unwrap();
+        let mut config = Array::<_, NodeConfig>::try_from(pins.map("CONFIG")).unwrap();
+        let remote = EndpointKey {
+            vni: VNI,
+            addr: endpoint_addr(2).into(),
+        };
+        let vip = VipKey {
+            vni: VNI,
+            addr: Ipv4Addr::new(10, 0, 1, 2).into(),
+        };
+        let sound = (
+            endpoints.get(&remote, 0).unwrap(),
+            locals.get(&1, 0).unwrap(),
+            vips.get(&vip, 0).unwrap(),
+            published.get(&PUBLISHED, 0).unwrap(),
+        );
+
+        let mut harms: Vec<(&str, Harm<'_>)> = vec![
+            (
+                "endpoint deleted",
+                Box::new(|| endpoints.remove(&remote).unwrap()),
+            ),
+            ("local deleted", Box::new(|| locals.remove(&1).unwrap())),
+            (
+                "interface altered",
+                Box::new(|| {
+                    veths.insert(201, VethValue::default(), 0).unwrap();
+                }),
+            ),
+            (
+                "interface of nobody",
+                Box::new(|| {
+                    more_veths.insert(777, VethValue::default(), 0).unwrap();
+                }),
+            ),
+            ("VIP deleted", Box::new(|| vips.remove(&vip).unwrap())),
+            (
+                "port altered",
+                Box::new(|| {
+                    let wrong = ServiceValue {
+                        ring_base: u32::MAX,
+                        ..ServiceValue::default()
+                    };
+                    published.insert(PUBLISHED, wrong, 0).unwrap();
+                }),
+            ),
+            (
+                "ring overwritten",
+                Box::new(|| {
+                    rings
+                        .set(
+                            0,
+                            RingChunk {
+                                slots: [u32::MAX; 256],
+                            },
+                            0,
+                        )
+                        .unwrap();
+                }),
+            ),
+            (
+                "configuration zeroed",
+                Box::new(|| {
+                    config.set(0, NodeConfig::default(), 0).unwrap();
+                }),
+            ),
+        ];
+        for (harm, apply) in &mut harms {
+            apply();
+            let report = datapath.sync(&view, &local(&[1])).unwrap();
+            assert!(!report.is_unchanged(), "{harm} was not seen");
+            let again = datapath.sync(&view, &local(&[1])).unwrap();
+            assert!(again.is_unchanged(), "{harm}: {again:?}");
+        }
+        drop(harms);
+
+        assert_eq!(endpoints.get(&remote, 0).unwrap(), sound.0);
+        assert_eq!(locals.get(&1, 0).unwrap().addr, sound.1.addr);
+        assert_eq!(vips.get(&vip, 0).unwrap().ring_len, sound.2.ring_len);
+        assert_eq!(
+            published.get(&PUBLISHED, 0).unwrap().target_port,
+            sound.3.target_port
+        );
+        assert_eq!(config.get(&0, 0).unwrap().mesh_vni, 4096);
+        let rows = datapath.inspect_services(&view).unwrap();
+        assert_eq!(rows[0].ring_digest, rows[1].ring_digest);
+    });
+}
+
+#[test]
+fn flag_that_programs_set_is_left_alone() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Active));
+        let mut datapath = pins.open();
+        datapath.sync(&view, &local(&[1])).unwrap();
+        let mut endpoints = pins.table::<EndpointKey, EndpointValue>("ENDPOINTS");
+        let (key, value) = endpoints.iter().next().unwrap().unwrap();
+        let flags = ENDPOINT_HAS_VIP_FLOWS;
+        endpoints
+            .insert(key, EndpointValue { flags, ..value }, 0)
+            .unwrap();
+        assert!(datapath.sync(&view, &local(&[1])).unwrap().is_unchanged());
+        let rewired = {
+            let mut local = local(&[1]);
+            local
+                .tasks
+                .values_mut()
+                .for_each(|task| task.overlays[0].1.ifindex = 301);
+            local
+        };
+        assert!(!datapath.sync(&view, &rewired).unwrap().is_unchanged());
+        let value = endpoints.get(&key, 0).unwrap();
+        assert_eq!((value.ifindex, value.flags), (301, ENDPOINT_HAS_VIP_FLOWS));
+    });
+}
+
+/// FLOWS of the endpoint that left go, those of the other stay; VIP flows likewise.
+#[test]
+fn flows_of_a_gone_endpoint_go_at_once() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Active));
+        view.put(endpoint(2, SELF, Active));
+        let mut datapath = pins.open();
+        datapath.sync(&view, &local(&[1, 2])).unwrap();
+        let mut flows = pins.table::<FlowKey, FlowValue>("FLOWS");
+        for client in 0..5_000 {
+            let (key, value) = flow(client, 1 + client % 2);
+            flows.insert(key, value, 0).unwrap();
+        }
+        let mut vip_flows = pins.table::<VipFlowKey, VipFlowValue>("VIP_FLOWS");
+        for endpoint in [1, 2] {
+            let key = VipFlowKey {
+                vni: VNI,
+                backend: endpoint_addr(endpoint).into(),
+                ..VipFlowKey::default()
+            };
+            vip_flows.insert(key, VipFlowValue::default(), 0).unwrap();
+        }
+        assert_eq!(
+            datapath.live_flows().unwrap(),
+            [(1, 2_500), (2, 2_500)].into()
+        );
+
+        // The task still runs: what counts is the view.
+        view.remove(model::feed::ViewKey::Endpoint(model::EndpointId(1)));
+        let report = datapath.sync(&view, &local(&[1, 2])).unwrap();
+        assert_eq!(report.flows_dropped, 2_501);
+        assert_eq!(datapath.live_flows().unwrap(), [(2, 2_500)].into());
+        assert_eq!(vip_flows.keys().count(), 1);
+    });
+}
+
+#[test]
+fn inspection_names_what_the_maps_hold() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Active));
+        view.put(endpoint(2, OTHER, Active));
+        let mut datapath = pins.open();
+        datapath.sync(&view, &local(&[1])).unwrap();
+        view.put(endpoint(2, OTHER, Draining));
+        datapath.sync(&view, &local(&[1])).unwrap();
+        let (key, value) = flow(7, 1);
+        pins.table::<FlowKey, FlowValue>("FLOWS")
+            .insert(key, value, 0)
+            .unwrap();
+
+        let vips = datapath.inspect_vips(&view).unwrap();
+        assert_eq!(vips.len(), 1);
+        assert_eq!(
+            (vips[0].service.as_str(), vips[0].network.as_str()),
+            ("web", "net")
+        );
+        assert_eq!((vips[0].active, vips[0].draining), (1, 1));
+
+        let services = datapath.inspect_services(&view).unwrap();
+        let frontends: Vec<_> = services.iter().map(|row| row.frontend.as_str()).collect();
+        assert_eq!(frontends, ["10.0.1.2 (net)", "*:8080/tcp -> 80"]);
+        assert_eq!(
+            services[0].ring_len, 1_024,
+            "kept for the flows of the drained"
+        );
+
+        let endpoints = datapath.inspect_endpoints(&view).unwrap();
+        let via: Vec<_> = endpoints
+            .iter()
+            .map(|row| (row.node.as_str(), row.via.as_str()))
+            .collect();
+        assert_eq!(via, [("n1", "local"), ("n2", "192.168.0.2")]);
+        assert_eq!(endpoints[1].mac, "02:42:0a:00:01:0c");
+
+        let backends = datapath.inspect_backends(&view).unwrap();
+        let rows: Vec<_> = backends
+            .iter()
+            .map(|row| {
+                (
+                    row.task.as_str(),
+                    row.state.as_str(),
+                    row.share,
+                    row.live_flows,
+                )
+            })
+            .collect();
+        assert_eq!(
+            rows,
+            [("web.1", "active", 100.0, 1), ("web.2", "draining", 0.0, 0)]
+        );
+
+        let flows = datapath.inspect_flows(&view).unwrap();
+        assert_eq!(flows.len(), 1);
+        assert_eq!(flows[0].client, "10.9.0.7:40000");
+        assert_eq!(flows[0].frontend, "192.168.0.1:8080");
+        assert_eq!(flows[0].backend, "172.18.0.11:80");
+        assert_eq!(
+            (flows[0].task.as_str(), flows[0].entry.as_str()),
+            ("web.1", "n2")
+        );
+        assert_eq!(datapath.inspect_drops().unwrap(), []);
+    });
+}
+
+#[test]
+fn view_without_cluster_is_refused_and_harms_nothing() {
+    in_namespace(|pins| {
+        let mut full = view();
+        full.put(endpoint(1, OTHER, Active));
+        let mut datapath = pins.open();
+        datapath.sync(&full, &local(&[])).unwrap();
+        let error = datapath.sync(&Default::default(), &local(&[])).unwrap_err();
+        assert!(matches!(error, DatapathError::Desired(_)), "{error}");
+        assert!(datapath.sync(&full, &local(&[])).unwrap().is_unchanged());
+    });
+}
+
+/// Timing informs: the figures go to the output.
+#[test]
+fn large_views_are_synced() {
+    in_namespace(|pins| {
+        let mut datapath = pins.open();
+        let mut view = view();
+        for id in 1..=1_000 {
+            view.put(endpoint(id, OTHER, Active));
+        }
+        let report = datapath.sync(&view, &local(&[])).unwrap();
+        println!("1 service x 1000 backends: {:?}", report.duration);
+        assert_eq!(report.rings_written, 1);
+        let begun = Instant::now();
+        assert!(datapath.sync(&view, &local(&[])).unwrap().is_unchanged());
+        println!("the same again: {:?}", begun.elapsed());
+    });
+}

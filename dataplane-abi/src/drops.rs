@@ -1,0 +1,99 @@
+//! Why a packet was dropped. One append-only list: a retired number stays taken.
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal => $label:literal),+ $(,)?) => {
+        /// Index into the per-CPU drop counters.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u32)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $name = $number),+
+        }
+
+        impl DropReason {
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// As `swarmnet inspect drops` shows it.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label),+ }
+            }
+
+            /// One line for a person.
+            pub const fn explanation(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+).trim_ascii()),+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The packet ends before its headers do.
+    Truncated = 1 => "truncated",
+    /// No endpoint has this address in the network.
+    UnknownDestination = 2 => "unknown-destination",
+    /// Broadcast or multicast; overlays carry unicast only.
+    NotUnicast = 3 => "not-unicast",
+    /// Neither IPv4 nor ARP on an overlay network.
+    UnsupportedProtocol = 4 => "unsupported-protocol",
+    /// The task sends from an address or MAC that is not its own.
+    SpoofedSource = 5 => "spoofed-source",
+    /// A tunnel packet from an address that is not a node of the cluster.
+    UnknownTunnelSource = 6 => "unknown-tunnel-source",
+    /// A tunnel packet whose network has no such endpoint on this node.
+    NotLocal = 7 => "not-local",
+    /// The service has no backend that takes new flows.
+    NoBackend = 8 => "no-backend",
+    /// The backend named by the packet is not on this node any more.
+    BackendGone = 9 => "backend-gone",
+    /// The packet could not be changed or wrapped; see the kernel's memory.
+    RewriteFailed = 10 => "rewrite-failed",
+    /// A mesh return for a client that this node has no route to.
+    NoRouteToClient = 11 => "no-route-to-client",
+    /// A later fragment of a packet to a published port: its ports are not known.
+    FragmentWithoutHead = 12 => "fragment-without-head",
+    /// The device sends from an interface that the agent has not registered.
+    UnknownInterface = 13 => "unknown-interface",
+    /// The mesh packet's destination MAC is none of the mesh's kinds.
+    BadMeshMac = 14 => "bad-mesh-mac",
+    /// The flow table or a per-flow table refused an insert.
+    FlowTableFull = 15 => "flow-table-full",
+    /// An IPv4 header that is malformed or carries options the programs do not follow.
+    BadIpHeader = 16 => "bad-ip-header",
+    /// The inner IPv4 time to live ran out between entry and backend.
+    TtlExpired = 17 => "ttl-expired",
+    /// The node's configuration map is empty: the agent has not finished its first start.
+    NotConfigured = 18 => "not-configured",
+    /// A fragment of a flow whose packets have to be translated: fragments are not followed.
+    Fragmented = 19 => "fragmented",
+    /// A tunnel packet for a port that this node does not know as published.
+    NotPublished = 20 => "not-published",
+    /// Two connections of one client, from one source port to two addresses, meet at one task.
+    SourceCollision = 21 => "source-collision",
+    /// The packet is larger than the MTU of the way out.
+    TooBig = 22 => "too-big",
+    /// A task sends to another one of its node by the gateway bridge, past published ports.
+    Isolated = 23 => "isolated",
+}
+
+/// Length of the drop counter array: room for reasons to come without a new layout.
+pub const DROP_REASONS_MAX: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::collections::BTreeSet;
+
+    use super::{DROP_REASONS_MAX, DropReason};
+
+    #[test]
+    fn reasons_fit_the_counters_and_have_labels_of_their_own() {
+        let all = DropReason::ALL;
+        assert!(
+            all.iter()
+                .all(|reason| (1..DROP_REASONS_MAX).contains(&(*reason as u32)))
+        );
+        let labels: BTreeSet<_> = all.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), all.len());
+        assert!(all.iter().all(|reason| reason.explanation().ends_with('.')));
+    }
+}

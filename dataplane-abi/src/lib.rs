@@ -1,0 +1,21 @@
+//! The only thing that the eBPF programs and user space share: map keys and values, constants,
+//! the flow hash and the drop reasons.
+//!
+//! Every map type is `repr(C)` with named, zeroed padding (hash maps compare each byte of a key),
+//! and asserts its own size. Addresses and ports are in network order by type; all other integers
+//! are in host order.
+
+#![no_std]
+
+pub mod drops;
+pub mod hash;
+pub mod maps;
+pub mod net;
+
+pub use drops::DropReason;
+pub use maps::*;
+pub use net::{Be16, Be32};
+
+/// Version of the map layouts; part of the pin path, so that programs never read maps of another
+/// shape.
+pub const LAYOUT_VERSION: u32 = 2;

@@ -1,0 +1,366 @@
+//! Keys and values of the maps, each with who writes and who reads it. `agent` is user space.
+
+use crate::net::{Be16, Be32};
+
+macro_rules! map_types {
+    ($($(#[$doc:meta])* $name:ident : $size:literal { $($(#[$field_doc:meta])* $field:ident : $ty:ty),+ $(,)? })+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $ty),+ }
+
+        const _: () = assert!(core::mem::size_of::<$name>() == $size);
+
+        // SAFETY: `repr(C)` of integers and arrays of them without implicit padding (the size
+        // assertion holds the sum), so every bit pattern is a value and every byte is initialized.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    )+};
+}
+
+map_types! {
+    /// `CONFIG[0]`: this node. Written by the agent, read by every program.
+    NodeConfig: 40 {
+        vxlan_ifindex: u32,
+        uplink_ifindex: u32,
+        /// Interface that faces the tasks' gateway side (the bridge).
+        gateway_ifindex: u32,
+        /// VNI of the mesh.
+        mesh_vni: u32,
+        /// This node's tunnel address.
+        vtep: Be32,
+        /// The gateway bridge's address.
+        gateway_addr: Be32,
+        ring_seed: u64,
+        /// UDP port of VXLAN.
+        data_port: Be16,
+        /// Counts the agent's writes of this entry; 0 is "never written".
+        generation: u16,
+        /// Which bits of `gateway_addr` are those of its network.
+        gateway_mask: Be32,
+    }
+
+    /// Key of `ENDPOINTS`.
+    EndpointKey: 8 {
+        vni: u32,
+        addr: Be32,
+    }
+
+    /// `ENDPOINTS`, hash: where an overlay address is. Written by the agent; read by the task,
+    /// vxlan and socket programs.
+    EndpointValue: 24 {
+        /// Tunnel address of its node; zero when it is here.
+        vtep: Be32,
+        /// Host side of its veth; zero when it is elsewhere.
+        ifindex: u32,
+        /// Its cluster-wide id.
+        endpoint: u32,
+        /// `ENDPOINT_*` flags.
+        flags: u32,
+        mac: [u8; 6],
+        _pad: u16,
+    }
+
+    /// `VETHS`, hash by ifindex of the host side: whose interface it is. Written by the agent,
+    /// read by the task and gateway programs: source checks.
+    VethValue: 24 {
+        /// Zero for the gateway side.
+        vni: u32,
+        addr: Be32,
+        endpoint: u32,
+        /// Index into `STATS` of the endpoint.
+        stats: u32,
+        mac: [u8; 6],
+        /// [`VETH_OVERLAY`] or [`VETH_GATEWAY`].
+        kind: u16,
+    }
+
+    /// `LOCAL`, hash by endpoint id: the gateway side of a task on this node, where mesh packets
+    /// are delivered. Written by the agent; read by the uplink, vxlan and gateway programs.
+    LocalEndpoint: 24 {
+        /// Host side of the gateway veth.
+        ifindex: u32,
+        /// The task's address there.
+        addr: Be32,
+        /// Index into `STATS` of the endpoint.
+        stats: u32,
+        /// Raised when the endpoint stops serving: flows of an older one are void.
+        generation: u32,
+        mac: [u8; 6],
+        _pad: u16,
+    }
+
+    /// Key of `VIPS`.
+    VipKey: 8 {
+        vni: u32,
+        addr: Be32,
+    }
+
+    /// Key of `PUBLISHED`.
+    PublishedKey: 8 {
+        /// Zero: every address of the node.
+        addr: Be32,
+        port: Be16,
+        /// IANA protocol number.
+        proto: u8,
+        _pad: u8,
+    }
+
+    /// `VIPS` and `PUBLISHED`, hashes: a service's frontend. Replaced as a whole by the agent, so
+    /// a reader sees the old ring or the new one; read by the uplink, task and socket programs.
+    ServiceValue: 40 {
+        /// First chunk of the ring in `RINGS`. Not read when `ring_len` is 0 or 1.
+        ring_base: u32,
+        /// Slots: 0 is no backend, 1 is one backend without a ring, else at most
+        /// [`RING_LEN_MAX`].
+        ring_len: u32,
+        /// First backend in `BACKENDS`; slots of the ring count from it.
+        backend_base: u32,
+        /// Backends there, those that only "before" slots name included.
+        backend_count: u32,
+        /// With `ring_len` 1: the slot, as in a ring.
+        single: u32,
+        /// Index into `STATS` of the frontend.
+        stats: u32,
+        /// `SERVICE_*` flags.
+        flags: u32,
+        /// Counts the agent's writes.
+        generation: u32,
+        /// Port in the task; zero keeps the packet's (VIPs).
+        target_port: Be16,
+        _pad: u16,
+        _pad2: u32,
+    }
+
+    /// `BACKENDS`, array: one backend of one service. Written by the agent before the service that
+    /// names it, and not again before readers are gone; read with `ServiceValue`.
+    BackendValue: 24 {
+        endpoint: u32,
+        /// Tunnel address of its node; zero when it is here.
+        vtep: Be32,
+        /// Overlay address for VIPs; the gateway-side address for local backends of published
+        /// ports; the node's own address for remote ones (what the socket hook connects to).
+        addr: Be32,
+        /// [`BACKEND_ACTIVE`] or [`BACKEND_DRAINING`].
+        state: u32,
+        mac: [u8; 6],
+        _pad: u16,
+    }
+
+    /// Key of `TARGETS`: what the gateway bridge carries between tasks of a node.
+    TargetKey: 8 {
+        /// Gateway-side address of a task here.
+        addr: Be32,
+        /// Target port of a port that the task's service publishes.
+        port: Be16,
+        /// IANA protocol number.
+        proto: u8,
+        _pad: u8,
+    }
+
+    /// `TARGETS`, hash. Written by the agent, read by the gateway program.
+    TargetValue: 8 {
+        endpoint: u32,
+        _pad: u32,
+    }
+
+    /// `PEERS`, hash by tunnel address: the nodes of the cluster. Written by the agent, read by
+    /// the vxlan program: nobody else may send us tunnel packets.
+    PeerValue: 8 {
+        flags: u32,
+        _pad: u32,
+    }
+
+    /// `NETNS`, hash by network namespace cookie: the networks a namespace takes part in. Written
+    /// by the agent, read by the socket programs.
+    NetnsValue: 72 {
+        /// [`NETNS_NODE`] or [`NETNS_TASK`].
+        kind: u32,
+        /// How many of `vnis` count.
+        vni_count: u32,
+        vnis: [u32; NETNS_VNIS_MAX],
+    }
+
+    /// Key of `SOCK_ORIGINS`: a socket and the backend it talks to.
+    SockKey: 16 {
+        /// Socket cookie.
+        cookie: u64,
+        addr: Be32,
+        port: Be16,
+        proto: u8,
+        _pad: u8,
+    }
+
+    /// `SOCK_ORIGINS`, LRU hash: what the application believes it talks to. Written and read by
+    /// the socket programs.
+    SockOrigin: 8 {
+        addr: Be32,
+        port: Be16,
+        _pad: u16,
+    }
+
+    /// Key of `FLOWS`: a mesh flow at the backend's node, as the task sends its replies.
+    FlowKey: 16 {
+        client: Be32,
+        /// The task's gateway-side address.
+        task: Be32,
+        client_port: Be16,
+        task_port: Be16,
+        proto: u8,
+        _pad: u8,
+        _pad2: u16,
+    }
+
+    /// `FLOWS`, LRU hash: the one entry of a mesh flow, both directions; also UDP between tasks over
+    /// the gateway bridge ([`FLOW_BRIDGED`]). Written by the programs at the backend's node, read
+    /// there and by `inspect flows`.
+    FlowValue: 40 {
+        /// Nanoseconds of the monotonic clock at the last packet, exact to about a second
+        /// ([`FLOW_TOUCH_NS`]).
+        last_seen: u64,
+        /// Where replies enter the tunnel; zero when this node was the entry.
+        entry_vtep: Be32,
+        /// What the client sent to.
+        node_addr: Be32,
+        published: Be16,
+        /// `FLOW_*` flags.
+        flags: u16,
+        endpoint: u32,
+        /// Generation of the endpoint at creation.
+        generation: u32,
+        /// Index into `STATS` of the endpoint.
+        stats: u32,
+        /// Interface and next hop are looked up in the FIB for each reply when zero.
+        _reserved: [u32; 2],
+    }
+
+    /// Key of `VIP_FLOWS`: a flow to a VIP that the socket hook missed, as the backend replies.
+    VipFlowKey: 24 {
+        vni: u32,
+        client: Be32,
+        backend: Be32,
+        client_port: Be16,
+        backend_port: Be16,
+        proto: u8,
+        _pad: u8,
+        _pad2: u16,
+        _pad3: u32,
+    }
+
+    /// `VIP_FLOWS`, LRU hash, at the client's node. Written and read by the task and vxlan
+    /// programs.
+    VipFlowValue: 16 {
+        last_seen: u64,
+        vip: Be32,
+        /// `VIP_FLOW_*` flags.
+        flags: u32,
+    }
+
+    /// `STATS`, per-CPU array by the `stats` index of frontends and endpoints. A frontend counts
+    /// packets towards its backends where they enter (sockets translated at connect count as new
+    /// flows only); an endpoint counts its mesh packets in both directions, its mesh flows, and
+    /// what it sends into overlays. Bytes are whole frames; a GSO packet counts its segments.
+    Stats: 24 {
+        packets: u64,
+        bytes: u64,
+        new_flows: u64,
+    }
+
+    /// `DROPS`, per-CPU array by [`crate::DropReason`].
+    DropCounter: 16 {
+        packets: u64,
+        bytes: u64,
+    }
+}
+
+/// One value of `RINGS`, array: a run of ring slots. A ring of `ring_len` slots takes
+/// `ring_len.div_ceil(RING_CHUNK_SLOTS)` consecutive chunks. Written by the agent before the
+/// service that names it; the agent reuses chunks only after every reader is gone.
+///
+/// A slot holds two indexes relative to `backend_base`: `now` in the low half, `before` in the high
+/// half (the owner before the last change, equal to `now` when there was none).
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct RingChunk {
+    pub slots: [u32; RING_CHUNK_SLOTS as usize],
+}
+
+// SAFETY: an array of integers.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for RingChunk {}
+
+/// A ring slot: the backend to send to, and the one before the last change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RingSlot {
+    pub now: u16,
+    pub before: u16,
+}
+
+impl RingSlot {
+    #[inline(always)]
+    pub const fn from_raw(raw: u32) -> Self {
+        Self {
+            now: raw as u16,
+            before: (raw >> 16) as u16,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn to_raw(self) -> u32 {
+        self.now as u32 | (self.before as u32) << 16
+    }
+}
+
+/// Power of two, so that a slot's place is a shift and a mask.
+pub const RING_CHUNK_SLOTS: u32 = 256;
+/// The largest ring: as long as Maglev's (NSDI'16, section 5.3), rounded to a power of two.
+pub const RING_LEN_MAX: u32 = 65_536;
+/// Largest number of backends of one service: a slot's index has 16 bits.
+pub const BACKENDS_PER_SERVICE_MAX: u32 = 65_535;
+
+pub const NETNS_VNIS_MAX: usize = 16;
+
+pub const BACKEND_ACTIVE: u32 = 1;
+pub const BACKEND_DRAINING: u32 = 2;
+
+pub const VETH_OVERLAY: u16 = 1;
+pub const VETH_GATEWAY: u16 = 2;
+
+pub const NETNS_NODE: u32 = 1;
+pub const NETNS_TASK: u32 = 2;
+
+/// The endpoint has flows in `VIP_FLOWS`: packets to it need a look there. Set by the programs and
+/// kept by the agent.
+pub const ENDPOINT_HAS_VIP_FLOWS: u32 = 1;
+
+/// `FlowValue::flags`: the client sent its FIN.
+pub const FLOW_CLIENT_FIN: u16 = 1;
+/// `FlowValue::flags`: the task sent its FIN.
+pub const FLOW_TASK_FIN: u16 = 2;
+/// `FlowValue::flags`: either side reset the connection.
+pub const FLOW_RESET: u16 = 4;
+/// `FlowValue::flags`: no mesh flow, but UDP from another task of the node, over the gateway bridge
+/// and with no translation left to do.
+pub const FLOW_BRIDGED: u16 = 8;
+/// How old `last_seen` gets before a packet renews it: the entry's cache line stays clean.
+pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;
+
+/// `VipFlowValue::flags`: client and backend are one task.
+pub const VIP_FLOW_HAIRPIN: u32 = 1;
+
+/// Map sizes. Each can be set lower or higher at load.
+pub const ENDPOINTS_MAX: u32 = 65_536;
+pub const VETHS_MAX: u32 = 8_192;
+pub const LOCAL_MAX: u32 = 4_096;
+pub const VIPS_MAX: u32 = 16_384;
+pub const PUBLISHED_MAX: u32 = 16_384;
+pub const RING_CHUNKS_MAX: u32 = 32_768;
+pub const BACKENDS_MAX: u32 = 131_072;
+pub const TARGETS_MAX: u32 = 65_536;
+pub const PEERS_MAX: u32 = 4_096;
+pub const NODE_ADDRS_MAX: u32 = 1_024;
+pub const NETNS_MAX: u32 = 4_096;
+pub const SOCK_ORIGINS_MAX: u32 = 65_536;
+pub const FLOWS_MAX: u32 = 262_144;
+pub const VIP_FLOWS_MAX: u32 = 65_536;
+pub const STATS_MAX: u32 = 65_536;

@@ -1,0 +1,114 @@
+//! Isolation on the gateway bridge. Tasks of all networks hang on it, so between them it carries
+//! only what the socket hook makes of a published port, and the replies to that.
+
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use dataplane_abi::{
+    Be16, Be32, DropReason, FLOW_BRIDGED, FlowKey, FlowValue, NodeConfig, TargetKey, TargetValue,
+    net::task_mac,
+};
+
+use crate::{
+    maps::{FLOWS, TARGETS},
+    mesh,
+    packet::{Bytes, Mac, PROTO_TCP, Packet},
+    skb::Verdict,
+};
+
+/// Whether the bridge may have a packet that belongs to no flow known so far.
+#[inline(always)]
+pub fn admit(config: &NodeConfig, bytes: Bytes, packet: &Packet) -> Result<Verdict, DropReason> {
+    let differs = (packet.dst.raw() ^ config.gateway_addr.raw()) & config.gateway_mask.raw();
+    if differs != 0 || packet.dst == config.gateway_addr {
+        // For the node, or to be routed by it. Under any other MAC a neighbour would get it.
+        if bytes.mac_dst()? != Mac::new(task_mac(config.gateway_addr)) {
+            return Err(DropReason::Isolated);
+        }
+        return Ok(TC_ACT_UNSPEC);
+    }
+    to_neighbour(packet)
+}
+
+/// A reply of UDP over the bridge.
+#[inline(always)]
+pub fn reply(packet: &Packet, flow: &mut FlowValue) -> Result<Verdict, DropReason> {
+    if packet.is_fragment() {
+        return Err(DropReason::Fragmented);
+    }
+    mesh::touch(flow, packet, 0);
+    Ok(TC_ACT_UNSPEC)
+}
+
+#[inline(always)]
+fn to_neighbour(packet: &Packet) -> Result<Verdict, DropReason> {
+    if packet.is_later_fragment() {
+        return Err(DropReason::FragmentWithoutHead);
+    }
+    if !packet.has_ports() {
+        return Err(DropReason::Isolated);
+    }
+    if let Some(target) = target(packet.dst, packet.dst_port, packet.proto) {
+        if packet.is_fragment() {
+            return Err(DropReason::Fragmented);
+        }
+        if packet.proto != PROTO_TCP {
+            note(packet, target)?;
+        }
+        return Ok(TC_ACT_UNSPEC);
+    }
+    // TCP tells itself who began; a reply's SYN has an ACK. UDP's replies have their flow.
+    let answers = packet.is_established() && !packet.is_fragment();
+    if answers && target(packet.src, packet.src_port, packet.proto).is_some() {
+        return Ok(TC_ACT_UNSPEC);
+    }
+    Err(DropReason::Isolated)
+}
+
+#[inline(always)]
+fn target(addr: Be32, port: Be16, proto: u8) -> Option<&'static TargetValue> {
+    // SAFETY: a value removed meanwhile is not reused before this CPU has long read it.
+    unsafe {
+        TARGETS.get(TargetKey {
+            addr,
+            port,
+            proto,
+            _pad: 0,
+        })
+    }
+}
+
+/// Notes a flow as the target will reply, so that the target cannot begin one itself from the
+/// published port.
+#[inline(always)]
+fn note(packet: &Packet, target: &TargetValue) -> Result<(), DropReason> {
+    let key = FlowKey {
+        client: packet.src,
+        task: packet.dst,
+        client_port: packet.src_port,
+        task_port: packet.dst_port,
+        proto: packet.proto,
+        _pad: 0,
+        _pad2: 0,
+    };
+    if let Some(flow) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: as in `mesh::live_flow`.
+        let flow = unsafe { &mut *flow };
+        if flow.endpoint == target.endpoint {
+            mesh::touch(flow, packet, 0);
+            return Ok(());
+        }
+    }
+    let flow = FlowValue {
+        last_seen: mesh::now(),
+        entry_vtep: Be32::ZERO,
+        node_addr: packet.dst,
+        published: packet.dst_port,
+        flags: FLOW_BRIDGED,
+        endpoint: target.endpoint,
+        generation: 0,
+        stats: 0,
+        _reserved: [0; 2],
+    };
+    FLOWS
+        .insert(key, flow, 0)
+        .map_err(|_| DropReason::FlowTableFull)
+}

@@ -1,0 +1,45 @@
+//! The programs of a swarmnet node, one file a hook; what they share beside them. The life of a
+//! packet on each path is told in `docs/dataplane.md`.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+// Hooks.
+mod connect4;
+mod getpeer4;
+mod recvmsg4;
+mod sendmsg4;
+mod tc_gateway;
+mod tc_task;
+mod tc_uplink;
+mod tc_vxlan;
+mod xdp_uplink;
+
+// Shared.
+mod arp;
+mod bridge;
+mod checksum;
+mod count;
+mod encap;
+mod entry;
+mod maps;
+mod mesh;
+mod next_hop;
+mod overlay;
+mod packet;
+mod redirect;
+mod reset;
+mod service;
+mod skb;
+mod socket;
+mod vip;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// Licence that the kernel asks for before it lends the programs GPL-only helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,57 @@
+//! From a frontend to a backend: ring, slot, backend.
+
+use dataplane_abi::{
+    BACKEND_ACTIVE, BackendValue, DropReason, NodeConfig, RING_CHUNK_SLOTS, RingSlot, ServiceValue,
+    hash::ring_slot,
+};
+
+use crate::maps::{BACKENDS, CONFIG, RINGS};
+
+/// This node's configuration, once the agent wrote it.
+#[inline(always)]
+pub fn config() -> Result<&'static NodeConfig, DropReason> {
+    match CONFIG.get(0) {
+        Some(config) if config.generation != 0 => Ok(config),
+        _ => Err(DropReason::NotConfigured),
+    }
+}
+
+/// The ring's slot of a flow.
+#[inline(always)]
+pub fn slot(service: &ServiceValue, hash: u32) -> Result<RingSlot, DropReason> {
+    let raw = match service.ring_len {
+        0 => return Err(DropReason::NoBackend),
+        1 => service.single,
+        len => {
+            let slot = ring_slot(hash, len);
+            let chunk = RINGS
+                .get_ptr(service.ring_base + slot / RING_CHUNK_SLOTS)
+                .ok_or(DropReason::NoBackend)?;
+            let place = (slot % RING_CHUNK_SLOTS) as usize;
+            // SAFETY: the remainder is inside of the chunk; map values outlive the program's run.
+            unsafe { *(&raw const (*chunk).slots).cast::<u32>().add(place) }
+        }
+    };
+    Ok(RingSlot::from_raw(raw))
+}
+
+/// A backend by its index in the service.
+#[inline(always)]
+pub fn backend(service: &ServiceValue, index: u16) -> Result<&'static BackendValue, DropReason> {
+    let index = u32::from(index);
+    if index >= service.backend_count {
+        return Err(DropReason::NoBackend);
+    }
+    let backend = BACKENDS
+        .get_ptr(service.backend_base + index)
+        .ok_or(DropReason::NoBackend)?;
+    // SAFETY: elements of an array map live as long as the program.
+    Ok(unsafe { &*backend })
+}
+
+/// Whether the backend takes new flows. Rings name only such backends, unless all that is left of
+/// a service is draining: then the ring still serves the flows that exist.
+#[inline(always)]
+pub fn takes_new_flows(backend: &BackendValue) -> bool {
+    backend.state == BACKEND_ACTIVE
+}

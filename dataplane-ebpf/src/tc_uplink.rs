@@ -1,0 +1,45 @@
+//! `sn_tc_uplink`: tcx ingress of the uplink. The mesh's entry.
+
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use dataplane_abi::{Be32, DropReason};
+
+use crate::{
+    count,
+    entry::Entry,
+    mesh::{self, Arrival},
+    service,
+    skb::{Skb, Verdict},
+};
+
+#[classifier]
+pub fn sn_tc_uplink(ctx: TcContext) -> Verdict {
+    let skb = Skb::new(&ctx);
+    skb.verdict(uplink(skb))
+}
+
+#[inline(always)]
+fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
+    // A tagged packet is for a VLAN device above, not for this one's addresses.
+    if skb.has_vlan_tag() {
+        return Ok(TC_ACT_UNSPEC);
+    }
+    let Some(entry) = Entry::find(skb.bytes()) else {
+        return Ok(TC_ACT_UNSPEC);
+    };
+    let config = service::config()?;
+    let mut arrival = Arrival {
+        endpoint: 0,
+        entry: Be32::ZERO,
+        second_hop: false,
+    };
+    let backend = match entry.backend(config) {
+        Ok(backend) => backend,
+        Err(reason) => return mesh::refuse(skb, config, &entry.packet, arrival, reason),
+    };
+    count::packet(entry.service.stats, skb.volume(), entry.packet.is_syn());
+    if !backend.vtep.is_zero() {
+        return mesh::forward(skb, config, &entry.packet, backend);
+    }
+    arrival.endpoint = backend.endpoint;
+    mesh::deliver(skb, config, &entry.packet, entry.service, arrival)
+}

@@ -1,0 +1,102 @@
+//! `sn_tc_vxlan`: tcx ingress of the node's VXLAN device. What other nodes send.
+
+use core::mem::{size_of, zeroed};
+
+use aya_ebpf::{
+    bindings::bpf_tunnel_key as TunnelKey, helpers::generated::bpf_skb_get_tunnel_key,
+    macros::classifier, programs::TcContext,
+};
+use dataplane_abi::{
+    Be32, DropReason, NodeConfig,
+    net::{mac_suffix, mesh_mac::Kind},
+};
+
+use crate::{
+    entry,
+    maps::PEERS,
+    mesh::{self, Arrival},
+    overlay,
+    packet::{Bytes, ETHERTYPE_IPV4, Packet},
+    service,
+    skb::{Skb, Verdict},
+};
+
+#[classifier]
+pub fn sn_tc_vxlan(ctx: TcContext) -> Verdict {
+    let skb = Skb::new(&ctx);
+    skb.verdict(vxlan(skb))
+}
+
+#[inline(always)]
+fn vxlan(skb: Skb) -> Result<Verdict, DropReason> {
+    let (source, vni) = tunnel(skb)?;
+    if PEERS.get_ptr(source).is_none() {
+        return Err(DropReason::UnknownTunnelSource);
+    }
+    let config = service::config()?;
+    let bytes = skb.bytes();
+    if bytes.ether_type()? != ETHERTYPE_IPV4 {
+        return Err(DropReason::UnsupportedProtocol);
+    }
+    let packet = Packet::parse(bytes)?;
+    if vni == config.mesh_vni {
+        return mesh(skb, config, bytes, &packet, source);
+    }
+    let endpoint = overlay::endpoint(vni, packet.dst).ok_or(DropReason::NotLocal)?;
+    overlay::deliver(skb, vni, endpoint, &packet, bytes.mac_src()?)
+}
+
+/// Tunnel address of the sender, and the VNI.
+#[inline(always)]
+fn tunnel(skb: Skb) -> Result<(Be32, u32), DropReason> {
+    // SAFETY: integers and unions of them; zero is a value of each.
+    let mut key: TunnelKey = unsafe { zeroed() };
+    // SAFETY: the key lives on the stack and is passed with its size.
+    let got =
+        unsafe { bpf_skb_get_tunnel_key(skb.0, &raw mut key, size_of::<TunnelKey>() as u32, 0) };
+    if got != 0 {
+        return Err(DropReason::UnknownTunnelSource);
+    }
+    // SAFETY: without BPF_F_TUNINFO_IPV6 the helper filled the IPv4 address, in host order.
+    Ok((
+        Be32::from_host(unsafe { key.__bindgen_anon_1.remote_ipv4 }),
+        key.tunnel_id,
+    ))
+}
+
+#[inline(always)]
+fn mesh(
+    skb: Skb,
+    config: &NodeConfig,
+    bytes: Bytes,
+    packet: &Packet,
+    source: Be32,
+) -> Result<Verdict, DropReason> {
+    let dst = bytes.mac_dst()?.bytes();
+    let kind = Kind::of(dst).ok_or(DropReason::BadMeshMac)?;
+    if packet.is_later_fragment() {
+        return Err(DropReason::FragmentWithoutHead);
+    }
+    if kind == Kind::Return {
+        return mesh::return_to_client(skb, config, packet);
+    }
+    if packet.is_fragment() {
+        return Err(DropReason::Fragmented);
+    }
+    let entry = if kind == Kind::Forward {
+        source
+    } else {
+        // Handed on: its source is the owner after the change, not the entry.
+        match Be32::from_host(mac_suffix(bytes.mac_src()?.bytes())) {
+            own if own == config.vtep => Be32::ZERO,
+            entry => entry,
+        }
+    };
+    let published = entry::published(packet).ok_or(DropReason::NotPublished)?;
+    let arrival = Arrival {
+        endpoint: mac_suffix(dst),
+        entry,
+        second_hop: kind == Kind::SecondHop,
+    };
+    mesh::deliver(skb, config, packet, published, arrival)
+}

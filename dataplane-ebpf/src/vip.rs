@@ -1,0 +1,270 @@
+//! VIPs per packet, for what the socket hook missed: both ends of the translation are at the
+//! client's node.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use dataplane_abi::{
+    BackendValue, Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue,
+    FLOW_TOUCH_NS, NodeConfig, RingSlot, ServiceValue, VIP_FLOW_HAIRPIN, VethValue, VipFlowKey,
+    VipFlowValue, VipKey, net::task_mac,
+};
+
+use crate::{
+    checksum::Sum,
+    count,
+    maps::{ENDPOINTS, VIP_FLOWS, VIPS},
+    packet::{Mac, PROTO_ICMP, Packet},
+    redirect, reset, service,
+    skb::{Skb, Verdict},
+};
+
+#[inline(always)]
+pub fn service_at(vni: u32, addr: Be32) -> Option<&'static ServiceValue> {
+    // SAFETY: a value replaced meanwhile is not reused before this CPU has long read it.
+    unsafe { VIPS.get(VipKey { vni, addr }) }
+}
+
+/// A packet that a task of this node sent to a VIP.
+#[inline(always)]
+pub fn outbound(
+    skb: Skb,
+    config: &NodeConfig,
+    veth: &VethValue,
+    packet: &Packet,
+    vip: &ServiceValue,
+) -> Result<Verdict, DropReason> {
+    if packet.proto == PROTO_ICMP && !packet.is_fragment() {
+        return echo(skb, veth, packet, vip);
+    }
+    if packet.is_later_fragment() {
+        return Err(DropReason::FragmentWithoutHead);
+    }
+    if !packet.has_ports() {
+        return Err(DropReason::UnsupportedProtocol);
+    }
+    if packet.is_fragment() {
+        return Err(DropReason::Fragmented);
+    }
+    let client = EndpointKey {
+        vni: veth.vni,
+        addr: veth.addr,
+    };
+    let client = ENDPOINTS
+        .get_ptr_mut(client)
+        .ok_or(DropReason::UnknownInterface)?;
+    // SAFETY: the one field that programs write is a word of its own. A value that the agent
+    // replaces meanwhile is not reused before this CPU has long read it.
+    let client = unsafe { &mut *client };
+    if client.flags & ENDPOINT_HAS_VIP_FLOWS != 0 && is_hairpin_reply(veth, packet) {
+        return into_self(skb, packet, packet.dst, veth.addr, veth);
+    }
+
+    let backend = service::slot(vip, packet.hash(config.ring_seed))
+        .and_then(|slot| backend_of_flow(veth, packet, vip, slot));
+    let (backend, opens_flow) = match backend {
+        Ok(backend) => backend,
+        Err(reason) => {
+            return reset::refuse(skb, packet, reason, || {
+                skb.set_macs(Mac::new(veth.mac), Mac::new(task_mac(packet.dst)))?;
+                Ok(redirect::into_task(skb.ifindex()))
+            });
+        }
+    };
+    // For each packet: the agent may have replaced the entry from an older copy.
+    if client.flags & ENDPOINT_HAS_VIP_FLOWS == 0 {
+        client.flags |= ENDPOINT_HAS_VIP_FLOWS;
+    }
+    count::packet(vip.stats, skb.volume(), opens_flow);
+    if backend.addr == veth.addr {
+        // The task would refuse a packet from itself: it sees the VIP as its peer.
+        return into_self(skb, packet, packet.dst, veth.addr, veth);
+    }
+    skb.set_ip(packet, packet.src, backend.addr, packet.ttl)?;
+    skb.set_macs(Mac::new(backend.mac), Mac::new(veth.mac))?;
+    if !backend.vtep.is_zero() {
+        return redirect::into_tunnel(skb, config, veth.vni, backend.vtep, packet.tos);
+    }
+    let key = EndpointKey {
+        vni: veth.vni,
+        addr: backend.addr,
+    };
+    // SAFETY: as for services.
+    let endpoint = unsafe { ENDPOINTS.get(key) }.ok_or(DropReason::BackendGone)?;
+    Ok(redirect::into_task(endpoint.ifindex))
+}
+
+/// The backend that has the flow: the ring's, or for a connection from before the last change the
+/// one before.
+#[inline(always)]
+fn backend_of_flow(
+    veth: &VethValue,
+    packet: &Packet,
+    vip: &ServiceValue,
+    slot: RingSlot,
+) -> Result<(&'static BackendValue, bool), DropReason> {
+    let backend = service::backend(vip, slot.now)?;
+    let mut key = flow_key(veth.vni, packet.src, packet.src_port, backend.addr, packet);
+    let known = VIP_FLOWS.get_ptr_mut(key);
+    if let Some(flow) = known
+        && !packet.is_syn()
+    {
+        touch(flow);
+        return Ok((backend, false));
+    }
+    if packet.is_established() && slot.before != slot.now {
+        let before = service::backend(vip, slot.before)?;
+        key.backend = before.addr;
+        if let Some(flow) = VIP_FLOWS.get_ptr_mut(key) {
+            touch(flow);
+            return Ok((before, false));
+        }
+        key.backend = backend.addr;
+    }
+    // UDP has no SYN: there a flow is new when it is not known.
+    if !packet.is_established() && !service::takes_new_flows(backend) {
+        return Err(DropReason::NoBackend);
+    }
+    let flags = if backend.addr == veth.addr {
+        VIP_FLOW_HAIRPIN
+    } else {
+        0
+    };
+    let flow = VipFlowValue {
+        last_seen: now(),
+        vip: packet.dst,
+        flags,
+    };
+    VIP_FLOWS
+        .insert(key, flow, 0)
+        .map_err(|_| DropReason::FlowTableFull)?;
+    Ok((backend, true))
+}
+
+/// A flow to a VIP as the backend replies. `packet` goes towards the VIP.
+#[inline(always)]
+fn flow_key(
+    vni: u32,
+    client: Be32,
+    client_port: Be16,
+    backend: Be32,
+    packet: &Packet,
+) -> VipFlowKey {
+    VipFlowKey {
+        vni,
+        client,
+        backend,
+        client_port,
+        backend_port: packet.dst_port,
+        proto: packet.proto,
+        _pad: 0,
+        _pad2: 0,
+        _pad3: 0,
+    }
+}
+
+/// The flow to a VIP that this packet, on its way to a client, is a reply of.
+#[inline(always)]
+fn flow_of_reply(vni: u32, client: Be32, packet: &Packet) -> Option<*mut VipFlowValue> {
+    VIP_FLOWS.get_ptr_mut(VipFlowKey {
+        vni,
+        client,
+        backend: packet.src,
+        client_port: packet.dst_port,
+        backend_port: packet.src_port,
+        proto: packet.proto,
+        _pad: 0,
+        _pad2: 0,
+        _pad3: 0,
+    })
+}
+
+/// Whether the task answers itself: its reply goes to the VIP, as which it saw its peer.
+#[inline(always)]
+fn is_hairpin_reply(veth: &VethValue, packet: &Packet) -> bool {
+    let Some(flow) = flow_of_reply(veth.vni, veth.addr, packet) else {
+        return false;
+    };
+    // SAFETY: an entry evicted meanwhile reads as another flow, which does not match.
+    let (vip, flags) = unsafe { ((*flow).vip, (*flow).flags) };
+    let hit = vip == packet.dst && flags & VIP_FLOW_HAIRPIN != 0;
+    if hit {
+        touch(flow);
+    }
+    hit
+}
+
+/// A packet to a task of this node: the reply of a backend gets the VIP as its source.
+#[inline(always)]
+pub fn inbound(
+    skb: Skb,
+    vni: u32,
+    client: &EndpointValue,
+    packet: &Packet,
+) -> Result<(), DropReason> {
+    if client.flags & ENDPOINT_HAS_VIP_FLOWS == 0 || !packet.has_ports() {
+        return Ok(());
+    }
+    let Some(flow) = flow_of_reply(vni, packet.dst, packet) else {
+        return Ok(());
+    };
+    if packet.is_fragment() {
+        return Err(DropReason::Fragmented);
+    }
+    touch(flow);
+    // SAFETY: as in `is_hairpin_reply`: at worst an evicted entry's successor is read.
+    let vip = unsafe { (*flow).vip };
+    skb.set_ip(packet, vip, packet.dst, packet.ttl)
+}
+
+/// Back into the task that sent the packet.
+#[inline(always)]
+fn into_self(
+    skb: Skb,
+    packet: &Packet,
+    src: Be32,
+    dst: Be32,
+    veth: &VethValue,
+) -> Result<Verdict, DropReason> {
+    skb.set_ip(packet, src, dst, packet.ttl)?;
+    skb.set_macs(Mac::new(veth.mac), Mac::new(task_mac(src)))?;
+    Ok(redirect::into_task(skb.ifindex()))
+}
+
+/// Answers `ping` to a VIP, as long as there is a backend.
+#[inline(always)]
+fn echo(
+    skb: Skb,
+    veth: &VethValue,
+    packet: &Packet,
+    vip: &ServiceValue,
+) -> Result<Verdict, DropReason> {
+    const ECHO_REQUEST: u16 = u16::from_ne_bytes([8, 0]);
+    const ECHO_REPLY: u16 = 0;
+    if vip.ring_len == 0 {
+        return Err(DropReason::NoBackend);
+    }
+    let bytes = skb.bytes();
+    let [kind, checksum] = bytes.read::<[u16; 2]>(packet.l4)?;
+    if kind != ECHO_REQUEST {
+        return Err(DropReason::UnsupportedProtocol);
+    }
+    let checksum = Sum::of_field(checksum).replace(kind, ECHO_REPLY).field();
+    skb.store(packet.l4, &[ECHO_REPLY, checksum])?;
+    into_self(skb, packet, packet.dst, packet.src, veth)
+}
+
+#[inline(always)]
+fn touch(flow: *mut VipFlowValue) {
+    let now = now();
+    // SAFETY: a word of a live map value; see `is_hairpin_reply` for evicted ones.
+    unsafe {
+        if now.wrapping_sub((*flow).last_seen) > FLOW_TOUCH_NS {
+            (*flow).last_seen = now;
+        }
+    }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: reads a clock.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}

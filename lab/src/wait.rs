@@ -1,0 +1,34 @@
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+/// Ample for every state a lab waits for; a test that reaches it has failed.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Looks until `look` gives something. An error of `look` counts as "not yet" and is told at the
+/// deadline.
+///
+/// # Errors
+/// At the deadline, with `what` and the last error.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let last = match look() {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => None,
+            Err(err) => Some(err),
+        };
+        if Instant::now() >= deadline {
+            match last {
+                Some(err) => return Err(err.context(format!("waited {DEADLINE:?} for {what}"))),
+                None => bail!("waited {DEADLINE:?} in vain for {what}"),
+            }
+        }
+        thread::sleep(LOOK);
+    }
+}

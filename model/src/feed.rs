@@ -1,0 +1,302 @@
+//! What an agent is told, and what it says back.
+//!
+//! A manager projects the store onto each node: the set of [`ViewObject`]s that node needs, each
+//! under its [`ViewKey`]. The session begins with the agent's [`Hello`], which lists what it
+//! already holds by content digest, so the first [`ManagerMessage::Update`] carries only what
+//! differs: a first contact, a resume and a repair are the same thing. Updates are applied in
+//! order and acknowledged.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    codec,
+    id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId},
+    object::{
+        Attachment, ContainerStatus, DataPathConfig, EndpointId, NodeDescription, Version, Vni,
+    },
+    spec::{EndpointMode, Protocol, TaskSpec},
+    state::TaskState,
+};
+
+/// Identity of an object in a node's view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ViewKey {
+    Cluster,
+    Peer(NodeId),
+    Network(NetworkId),
+    Service(ServiceId),
+    Endpoint(EndpointId),
+    Task(TaskId),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ViewObject {
+    Cluster(ClusterView),
+    Peer(PeerView),
+    Network(NetworkView),
+    Service(ServiceView),
+    Endpoint(EndpointView),
+    Task(Box<TaskAssignment>),
+}
+
+impl ViewObject {
+    pub fn key(&self) -> ViewKey {
+        match self {
+            Self::Cluster(_) => ViewKey::Cluster,
+            Self::Peer(peer) => ViewKey::Peer(peer.node),
+            Self::Network(network) => ViewKey::Network(network.id),
+            Self::Service(service) => ViewKey::Service(service.id),
+            Self::Endpoint(endpoint) => ViewKey::Endpoint(endpoint.id),
+            Self::Task(task) => ViewKey::Task(task.id),
+        }
+    }
+
+    /// XXH3 of the encoded object.
+    pub fn digest(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(&codec::encode(self))
+    }
+}
+
+/// A node's whole view: everything its agent acts upon.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeView {
+    pub version: Version,
+    pub cluster: Option<ClusterView>,
+    pub peers: BTreeMap<NodeId, PeerView>,
+    pub networks: BTreeMap<NetworkId, NetworkView>,
+    pub services: BTreeMap<ServiceId, ServiceView>,
+    pub endpoints: BTreeMap<EndpointId, EndpointView>,
+    /// Tasks of this node.
+    pub tasks: BTreeMap<TaskId, TaskAssignment>,
+}
+
+impl NodeView {
+    pub fn put(&mut self, object: ViewObject) {
+        match object {
+            ViewObject::Cluster(cluster) => self.cluster = Some(cluster),
+            ViewObject::Peer(peer) => drop(self.peers.insert(peer.node, peer)),
+            ViewObject::Network(network) => drop(self.networks.insert(network.id, network)),
+            ViewObject::Service(service) => drop(self.services.insert(service.id, service)),
+            ViewObject::Endpoint(endpoint) => drop(self.endpoints.insert(endpoint.id, endpoint)),
+            ViewObject::Task(task) => drop(self.tasks.insert(task.id, *task)),
+        }
+    }
+
+    pub fn remove(&mut self, key: ViewKey) {
+        match key {
+            ViewKey::Cluster => self.cluster = None,
+            ViewKey::Peer(id) => drop(self.peers.remove(&id)),
+            ViewKey::Network(id) => drop(self.networks.remove(&id)),
+            ViewKey::Service(id) => drop(self.services.remove(&id)),
+            ViewKey::Endpoint(id) => drop(self.endpoints.remove(&id)),
+            ViewKey::Task(id) => drop(self.tasks.remove(&id)),
+        }
+    }
+
+    /// Applies one update. Unknown removals are no error: the outcome is the same.
+    pub fn apply(&mut self, update: Update) {
+        update.removed.into_iter().for_each(|key| self.remove(key));
+        update.put.into_iter().for_each(|object| self.put(object));
+        self.version = update.version;
+    }
+
+    /// Every object, for digests and diffs.
+    pub fn objects(&self) -> impl Iterator<Item = ViewObject> + '_ {
+        let cluster = self.cluster.iter().cloned().map(ViewObject::Cluster);
+        let peers = self.peers.values().cloned().map(ViewObject::Peer);
+        let networks = self.networks.values().cloned().map(ViewObject::Network);
+        let services = self.services.values().cloned().map(ViewObject::Service);
+        let endpoints = self.endpoints.values().cloned().map(ViewObject::Endpoint);
+        let tasks = self
+            .tasks
+            .values()
+            .map(|task| ViewObject::Task(Box::new(task.clone())));
+        cluster
+            .chain(peers)
+            .chain(networks)
+            .chain(services)
+            .chain(endpoints)
+            .chain(tasks)
+    }
+
+    /// The digest of each object, for [`Hello::known`].
+    pub fn digests(&self) -> Vec<(ViewKey, u64)> {
+        self.objects()
+            .map(|object| (object.key(), object.digest()))
+            .collect()
+    }
+
+    /// Order-free digest of the whole view, for heartbeats.
+    pub fn digest(&self) -> u64 {
+        view_digest(self.objects().map(|object| object.digest()))
+    }
+}
+
+/// Combines object digests into a view's: a wrapping sum, so both sides can keep it up to date
+/// object by object.
+pub fn view_digest(digests: impl IntoIterator<Item = u64>) -> u64 {
+    digests.into_iter().fold(0, u64::wrapping_add)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    pub id: ClusterId,
+    pub data_path: DataPathConfig,
+}
+
+/// Another node, or this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerView {
+    pub node: NodeId,
+    pub hostname: String,
+    /// Tunnel address.
+    pub vtep: Ipv4Addr,
+    /// False once the managers hold it for down.
+    pub up: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    pub id: NetworkId,
+    pub name: String,
+    pub vni: Vni,
+    pub subnet: ipnet::Ipv4Net,
+    pub gateway: Ipv4Addr,
+    /// No way out of the network.
+    pub internal: bool,
+}
+
+/// A service as the nodes that may send to it see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    pub id: ServiceId,
+    pub name: String,
+    pub mode: EndpointMode,
+    pub networks: Vec<ServiceNetwork>,
+    /// Ports published through the mesh.
+    pub ports: Vec<PublishedPort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceNetwork {
+    pub network: NetworkId,
+    /// `None` with DNS round robin.
+    pub vip: Option<Ipv4Addr>,
+    /// Further names of the service on this network.
+    pub aliases: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    pub protocol: Protocol,
+    /// On every node.
+    pub published: u16,
+    /// In the task.
+    pub target: u16,
+}
+
+/// Whether a backend gets flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// Reachable by its own address; gets no service traffic yet.
+    Starting,
+    /// Gets new flows.
+    Active,
+    /// Keeps the flows it has.
+    Draining,
+}
+
+/// A task as the data plane sees it. GONE is its absence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    pub id: EndpointId,
+    pub task: TaskId,
+    /// `service.slot.task`.
+    pub task_name: String,
+    pub service: ServiceId,
+    pub slot: Option<u64>,
+    pub node: NodeId,
+    /// Only networks that the receiving node takes part in.
+    pub addresses: Vec<Attachment>,
+    pub state: BackendState,
+}
+
+/// A task for this node to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskAssignment {
+    pub id: TaskId,
+    pub name: String,
+    pub service: ServiceId,
+    pub service_name: String,
+    pub slot: Option<u64>,
+    pub endpoint: EndpointId,
+    pub spec: TaskSpec,
+    pub attachments: Vec<Attachment>,
+    /// What is known of its state: a fresh agent starts from it.
+    pub state: TaskState,
+    /// `Shutdown` comes only after every node acknowledged that the task is draining.
+    pub desired: TaskState,
+}
+
+/// Agent to manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// First, once.
+    Hello(Box<Hello>),
+    /// The update with this version is in the kernel.
+    Ack { version: Version },
+    /// `seq` comes back in [`ManagerMessage::StatusAck`] when the statuses are committed.
+    Status {
+        seq: u64,
+        statuses: Vec<TaskStatusUpdate>,
+    },
+    /// At the period that the manager named; `digest` is of the applied view.
+    Heartbeat { applied: Version, digest: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub node: NodeId,
+    /// Proof of identity until certificates carry it.
+    pub secret: String,
+    pub description: NodeDescription,
+    pub vtep: Ipv4Addr,
+    pub applied: Version,
+    /// What the agent holds.
+    pub known: Vec<(ViewKey, u64)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStatusUpdate {
+    pub task: TaskId,
+    pub timestamp: jiff::Timestamp,
+    pub state: TaskState,
+    pub message: String,
+    pub err: Option<String>,
+    pub container: Option<ContainerStatus>,
+}
+
+/// Manager to agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ManagerMessage {
+    /// First, and again when the period changes.
+    Welcome {
+        heartbeat: Duration,
+    },
+    Update(Update),
+    StatusAck {
+        seq: u64,
+    },
+    HeartbeatAck,
+}
+
+/// Takes the view to `version`: removals first, then puts.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Update {
+    pub version: Version,
+    pub removed: Vec<ViewKey>,
+    pub put: Vec<ViewObject>,
+}

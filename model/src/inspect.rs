@@ -1,0 +1,118 @@
+//! Rows of `swarmnet inspect`: what this node's data plane holds, read from the kernel's maps and
+//! the agent's tables, not from the store (`nodes` alone comes from the managers).
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// What can be inspected; the last path segment of `/swarmnet/inspect/<table>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Table {
+    Vips,
+    Dns,
+    Services,
+    Endpoints,
+    Backends,
+    Flows,
+    Drops,
+    Nodes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipRow {
+    pub network: String,
+    pub vni: u32,
+    pub vip: Ipv4Addr,
+    pub service: String,
+    pub active: usize,
+    pub draining: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsRow {
+    pub network: String,
+    pub name: String,
+    /// `vip`, `tasks`, `dnsrr`, `task`, `alias`.
+    pub kind: String,
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// A published port or a VIP, as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRow {
+    pub service: String,
+    /// `*:8080/tcp -> 80` or `10.0.1.2 (my-net)`.
+    pub frontend: String,
+    pub backends: usize,
+    /// Slots of the Maglev ring; 1 for a single backend without a ring.
+    pub ring_len: u32,
+    /// XXH3 over the endpoint ids of the ring: equal on all nodes.
+    pub ring_digest: String,
+    pub packets: u64,
+    pub bytes: u64,
+    pub new_flows: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointRow {
+    pub endpoint: u32,
+    pub task: String,
+    pub network: String,
+    pub vni: u32,
+    pub addr: Ipv4Addr,
+    pub mac: String,
+    /// Hostname of its node.
+    pub node: String,
+    /// `local` or the tunnel address.
+    pub via: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackendRow {
+    pub service: String,
+    pub task: String,
+    pub endpoint: u32,
+    pub node: String,
+    pub state: String,
+    /// Share of the ring in per cent.
+    pub share: f64,
+    /// Counted at the backend's node; zero elsewhere.
+    pub packets: u64,
+    pub bytes: u64,
+    pub new_flows: u64,
+    pub live_flows: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRow {
+    pub protocol: String,
+    pub client: String,
+    /// The address and port that the client sent to.
+    pub frontend: String,
+    pub task: String,
+    pub backend: String,
+    /// Entry node's hostname, or `local`.
+    pub entry: String,
+    pub idle_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropRow {
+    pub reason: String,
+    pub explanation: String,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    pub id: String,
+    pub hostname: String,
+    pub state: String,
+    pub vtep: Ipv4Addr,
+    /// Last version that the node acknowledged.
+    pub applied: u64,
+    /// The store's version.
+    pub current: u64,
+}

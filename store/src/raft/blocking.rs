@@ -1,0 +1,16 @@
+//! Disk calls off the threads that run tasks.
+
+use std::sync::Arc;
+
+use crate::disk::{Disk, DiskError};
+
+/// Runs `f` where it may block. Not cancelled once begun.
+pub(super) async fn blocking<T: Send + 'static>(
+    disk: &Arc<Disk>,
+    f: impl FnOnce(&Disk) -> Result<T, DiskError> + Send + 'static,
+) -> Result<T, DiskError> {
+    let disk = Arc::clone(disk);
+    tokio::task::spawn_blocking(move || f(&disk))
+        .await
+        .unwrap_or(Err(DiskError::Panicked))
+}

@@ -1,0 +1,417 @@
+//! The handle that the rest of a manager has on the replicated state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use model::{Version, spec::ClusterSpec};
+use openraft::{ChangeMembers, Config, RaftMetrics, ServerState, SnapshotPolicy};
+use tokio::{
+    sync::{broadcast, watch},
+    task::spawn_blocking,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Commit, State, StoreError, Transaction, WriteError,
+    disk::{Disk, Slot},
+    raft::{
+        Member, Network, NoTransport, Raft, RaftCall, RaftId, RaftReply, RaftTransport, answer,
+        log::LogStore,
+        machine::{Machine, Publisher},
+    },
+    writer::Writer,
+};
+
+/// Leader to followers.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+/// A follower that has heard nothing for a time in this range stands for election.
+const ELECTION_TIMEOUT: (Duration, Duration) =
+    (Duration::from_millis(1000), Duration::from_millis(2000));
+/// Receiving and storing a chunk of a snapshot.
+const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
+/// Entries kept behind a snapshot, so that a follower that lags a little need not take it.
+const LOG_KEPT: u64 = 500;
+/// For a cluster of one to elect itself: two fsyncs, and the replay of the log.
+const ALONE_READY: Duration = Duration::from_secs(30);
+
+/// What to do when the directory has no log yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Make a cluster of one.
+    Found,
+    /// Wait until a leader adds this manager ([`Store::add_member`]).
+    Join,
+}
+
+/// How a manager takes part.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Where other managers reach this one.
+    pub addr: SocketAddr,
+    /// Only looked at when the directory has no log yet.
+    pub start: Start,
+    /// How this one reaches others.
+    pub transport: Arc<dyn RaftTransport>,
+}
+
+impl StoreConfig {
+    /// A cluster of one, which reaches nobody.
+    pub fn alone(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            start: Start::Found,
+            transport: Arc::new(NoTransport),
+        }
+    }
+}
+
+/// A manager's part of the replicated store. A clone is the same store; when the last one is
+/// dropped, it stops.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    id: RaftId,
+    raft: Raft,
+    disk: Arc<Disk>,
+    log: LogStore,
+    publisher: Publisher,
+    writer: Arc<Writer>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Store {
+    /// Opens the store in the directory `dir`, which is made if need be. Returns when all that was
+    /// ever acknowledged is applied, if this is the only manager; at once otherwise.
+    ///
+    /// # Errors
+    /// When the directory is taken, damaged, or of a newer format.
+    pub async fn open(dir: &Path, config: StoreConfig) -> Result<Self, StoreError> {
+        let dir = dir.to_owned();
+        let opened = spawn_blocking(move || open_disk(&dir)).await;
+        let Opened {
+            disk,
+            id,
+            log,
+            last,
+            machine,
+            publisher,
+        } = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let network = Network(Arc::clone(&config.transport));
+        let raft = Raft::new(id, raft_config(), network, log.clone(), machine)
+            .await
+            .map_err(|error| damaged(&disk, &error))?;
+        let writer = Writer::new(Arc::clone(&disk), publisher.state.subscribe());
+        let store = Self(Arc::new(Inner {
+            id,
+            raft,
+            disk,
+            log,
+            publisher,
+            writer: Arc::new(writer),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }));
+        store.spawn_tasks();
+        store.take_office(&config, last).await?;
+        Ok(store)
+    }
+
+    /// This manager's name in the Raft group.
+    pub fn id(&self) -> RaftId {
+        self.0.id
+    }
+
+    /// The newest state applied here.
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.0.publisher.state.borrow())
+    }
+
+    /// The newest state, whenever it changes. A slow receiver skips some, but never goes back.
+    pub fn watch(&self) -> watch::Receiver<Arc<State>> {
+        self.0.publisher.state.subscribe()
+    }
+
+    /// Every commit from now on; by the time it is received, [`Store::state`] includes it.
+    /// Versions have no gaps: who misses some (`Lagged`, or a version that does not follow, after
+    /// a snapshot came from the leader) starts anew from [`Store::state`].
+    pub fn commits(&self) -> broadcast::Receiver<Arc<Commit>> {
+        self.0.publisher.commits.subscribe()
+    }
+
+    /// Whether this manager leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.0.raft.metrics().borrow().state == ServerState::Leader
+    }
+
+    /// Who leads, as far as this manager knows.
+    pub fn leader(&self) -> Option<(RaftId, Member)> {
+        leader(&self.0.raft.metrics().borrow())
+    }
+
+    /// Runs `f` on the newest state and commits what it wrote. Returns when that is on disk, agreed
+    /// on and applied. Writers take turns; `f` must be short. A transaction that wrote nothing
+    /// commits nothing and returns the version it has read.
+    ///
+    /// Not cancel-safe: dropped, the write may still take place.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn write<T, E>(
+        &self,
+        f: impl FnOnce(&mut Transaction) -> Result<T, E> + Send,
+    ) -> Result<(T, Version), WriteError<E>> {
+        if !self.is_leader() && !self.0.stop.is_cancelled() {
+            let leader = self.leader().map(|(_, member)| member);
+            return Err(WriteError::NotLeader { leader });
+        }
+        self.0.writer.write(f).await
+    }
+
+    /// Answers a call from another manager. `None` when another one was meant.
+    pub async fn answer(&self, call: RaftCall) -> Option<RaftReply> {
+        if call.to == self.0.id {
+            Some(answer(&self.0.raft, call.request).await)
+        } else {
+            None
+        }
+    }
+
+    /// Makes a manager, opened with [`Start::Join`], a voting member. Returns when it has caught up
+    /// and the members agree. Only the leader can.
+    ///
+    /// # Errors
+    /// When this is not the leader, or another such change is going on.
+    pub async fn add_member(&self, id: RaftId, member: Member) -> Result<(), StoreError> {
+        let raft = &self.0.raft;
+        raft.add_learner(id, member, true)
+            .await
+            .map_err(|error| self.stopped(&error))?;
+        let voters = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        raft.change_membership(voters, false)
+            .await
+            .map_err(|error| self.stopped(&error))?;
+        Ok(())
+    }
+
+    /// Writes a snapshot and drops the log entries that it stands for, but for the newest few.
+    /// Happens by itself every [`ClusterSpec::snapshot_interval`] entries. Returns when it is
+    /// begun.
+    ///
+    /// # Errors
+    /// When the store has stopped.
+    pub async fn snapshot(&self) -> Result<(), StoreError> {
+        let begun = self.0.raft.trigger().snapshot().await;
+        begun.map_err(|error| self.stopped(&error))
+    }
+
+    /// Stops, leaving the disk in order. Writes fail from now on.
+    pub async fn shutdown(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(error = %error, "raft did not stop cleanly");
+        }
+        if let Err(error) = self.0.log.flush().await {
+            tracing::warn!(error = %error, "last note of what is committed not written");
+        }
+        let disk = Arc::clone(&self.0.disk);
+        if spawn_blocking(move || disk.close()).await.is_err() {
+            tracing::warn!("store file not closed cleanly");
+        }
+    }
+
+    fn spawn_tasks(&self) {
+        let inner = &self.0;
+        let writer = Arc::clone(&inner.writer);
+        let writing = writer.run(inner.raft.clone(), inner.stop.clone());
+        inner.tasks.spawn(writing);
+        let snapshots = take_snapshots(inner.raft.clone(), inner.publisher.state.subscribe());
+        let stop = inner.stop.clone();
+        inner
+            .tasks
+            .spawn(async move { stop.run_until_cancelled(snapshots).await });
+    }
+
+    /// Founds the cluster if it is to be. If there is no other manager, leads it, and applies the
+    /// log up to the entry `last`.
+    async fn take_office(&self, config: &StoreConfig, last: Option<u64>) -> Result<(), StoreError> {
+        let raft = &self.0.raft;
+        let initialized = raft.is_initialized().await;
+        if !initialized.map_err(|error| self.stopped(&error))? {
+            if config.start == Start::Join {
+                return Ok(());
+            }
+            let member = Member { addr: config.addr };
+            raft.initialize(BTreeMap::from([(self.0.id, member)]))
+                .await
+                .map_err(|error| self.stopped(&error))?;
+        }
+        let standing = self.standing().await?;
+        if !standing.alone {
+            return Ok(());
+        }
+        if !standing.leads {
+            let elected = raft.trigger().elect().await;
+            elected.map_err(|error| self.stopped(&error))?;
+        }
+        self.caught_up(last).await
+    }
+
+    /// Asks Raft itself: its metrics lag.
+    async fn standing(&self) -> Result<Standing, StoreError> {
+        let id = self.0.id;
+        let asked = self.0.raft.with_raft_state(move |state| Standing {
+            alone: state.membership_state.effective().voter_ids().eq([id]),
+            leads: state.server_state == ServerState::Leader,
+        });
+        asked.await.map_err(|error| self.stopped(&error))
+    }
+
+    async fn caught_up(&self, last: Option<u64>) -> Result<(), StoreError> {
+        let caught_up = |metrics: &RaftMetrics<RaftId, Member>| {
+            metrics.state == ServerState::Leader && metrics.last_applied.map(|id| id.index) >= last
+        };
+        let wait = self.0.raft.wait(Some(ALONE_READY));
+        let waited = wait.metrics(caught_up, "leads alone").await;
+        waited.map(drop).map_err(|_| StoreError::NotElected {
+            path: self.0.disk.path().to_owned(),
+            after: ALONE_READY,
+        })
+    }
+
+    fn stopped(&self, error: &dyn std::error::Error) -> StoreError {
+        StoreError::Stopped {
+            path: self.0.disk.path().to_owned(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("id", &self.0.id)
+            .field("path", &self.0.disk.path())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where this manager stands as it starts.
+struct Standing {
+    /// The only voter.
+    alone: bool,
+    leads: bool,
+}
+
+struct Opened {
+    disk: Arc<Disk>,
+    id: RaftId,
+    log: LogStore,
+    /// Index of the last log entry.
+    last: Option<u64>,
+    machine: Machine,
+    publisher: Publisher,
+}
+
+fn open_disk(dir: &Path) -> Result<Opened, StoreError> {
+    let disk = Arc::new(Disk::open(dir)?);
+    let read = || {
+        let id = match disk.get(Slot::RaftId)? {
+            Some(id) => id,
+            None => {
+                let id = RaftId(rand::random());
+                disk.set(Slot::RaftId, &id)?;
+                id
+            }
+        };
+        let log = LogStore::new(Arc::clone(&disk))?;
+        let last = log.last_index()?;
+        let (machine, publisher) = Machine::load(Arc::clone(&disk))?;
+        Ok((id, log, last, machine, publisher))
+    };
+    let (id, log, last, machine, publisher) = read().map_err(|error| disk.failure(&error))?;
+    Ok(Opened {
+        disk,
+        id,
+        log,
+        last,
+        machine,
+        publisher,
+    })
+}
+
+fn damaged(disk: &Disk, error: &dyn std::error::Error) -> StoreError {
+    StoreError::Damaged {
+        path: disk.path().to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+fn raft_config() -> Arc<Config> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).expect("it is seconds");
+    let config = Config {
+        cluster_name: "swarmnet".to_owned(),
+        heartbeat_interval: millis(HEARTBEAT),
+        election_timeout_min: millis(ELECTION_TIMEOUT.0),
+        election_timeout_max: millis(ELECTION_TIMEOUT.1),
+        install_snapshot_timeout: millis(SNAPSHOT_CHUNK_TIMEOUT),
+        snapshot_max_chunk_size: SNAPSHOT_CHUNK_BYTES,
+        // The interval can change while the cluster runs: see `take_snapshots`.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: LOG_KEPT,
+        ..Config::default()
+    };
+    Arc::new(config.validate().expect("the constants fit each other"))
+}
+
+fn leader(metrics: &RaftMetrics<RaftId, Member>) -> Option<(RaftId, Member)> {
+    let id = metrics.current_leader?;
+    let member = metrics.membership_config.membership().get_node(&id)?;
+    Some((id, member.clone()))
+}
+
+/// Asks for a snapshot whenever enough was applied since the last. Ends when Raft does.
+async fn take_snapshots(raft: Raft, state: watch::Receiver<Arc<State>>) {
+    let mut metrics = raft.metrics();
+    let mut asked_at = 0;
+    while metrics.changed().await.is_ok() {
+        let (applied, snapshot) = {
+            let metrics = metrics.borrow_and_update();
+            let index = |id: Option<openraft::LogId<RaftId>>| id.map_or(0, |id| id.index);
+            (index(metrics.last_applied), index(metrics.snapshot))
+        };
+        let interval = snapshot_interval(&state.borrow());
+        if interval == 0 || applied < snapshot.max(asked_at) + interval {
+            continue;
+        }
+        asked_at = applied;
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// In log entries; 0 is never.
+fn snapshot_interval(state: &State) -> u64 {
+    state.cluster().map_or_else(
+        || ClusterSpec::default().snapshot_interval,
+        |cluster| cluster.spec.snapshot_interval,
+    )
+}

@@ -1,0 +1,135 @@
+//! Questions to the lab's server, from wherever a [`Host`] is.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::Host;
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Who answered, and whom it saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Hostname of the task.
+    pub task: String,
+    pub client: SocketAddrV4,
+    /// The address that the asking socket had.
+    pub from: SocketAddrV4,
+}
+
+impl Answer {
+    fn parse(line: &str, from: SocketAddr) -> Result<Self> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        ensure!(words.len() == 4, "the server said `{line}`");
+        let SocketAddr::V4(from) = from else {
+            anyhow::bail!("{from} is not IPv4")
+        };
+        Ok(Self {
+            task: words[1].to_owned(),
+            client: words[3].parse()?,
+            from,
+        })
+    }
+}
+
+/// One connection from `host` to the lab's server.
+///
+/// # Errors
+/// Connection failures and what is no answer.
+pub fn ask_tcp(host: &Host, to: (Ipv4Addr, u16)) -> Result<Answer> {
+    Conversation::begin(host, to).map(|conversation| conversation.answer)
+}
+
+/// One datagram from `host` to the lab's server, on an unconnected socket.
+///
+/// # Errors
+/// No answer in time, or one from another address than was asked.
+pub fn ask_udp(host: &Host, to: (Ipv4Addr, u16)) -> Result<Answer> {
+    host.within(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket
+            .send_to(b"?", to)
+            .with_context(|| format!("cannot send to {to:?}"))?;
+        let mut buffer = [0; 512];
+        let (length, from) = socket.recv_from(&mut buffer).context("no answer")?;
+        ensure!(
+            from == SocketAddr::from(to),
+            "asked {to:?}, {from} answered"
+        );
+        // The unconnected socket has no address of its own; one connected like it tells.
+        let probe = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        probe.connect(to)?;
+        let from = SocketAddr::new(probe.local_addr()?.ip(), socket.local_addr()?.port());
+        Answer::parse(str::from_utf8(&buffer[..length])?, from)
+    })
+}
+
+/// An open connection to the lab's server, which echoes lines after its first.
+pub struct Conversation {
+    reader: BufReader<TcpStream>,
+    pub answer: Answer,
+}
+
+impl Conversation {
+    /// # Errors
+    /// Connection failures and what is no answer.
+    pub fn begin(host: &Host, to: (Ipv4Addr, u16)) -> Result<Self> {
+        let stream = host.within(|| {
+            TcpStream::connect_timeout(&to.into(), PATIENCE)
+                .with_context(|| format!("connect {to:?}"))
+        })?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        let peer = stream.peer_addr()?;
+        ensure!(
+            peer == SocketAddr::from(to),
+            "connected to {to:?}, the socket says {peer}"
+        );
+        let from = stream.local_addr()?;
+        let mut reader = BufReader::new(stream);
+        reader.get_mut().write_all(b"hello\n")?;
+        let line = read_line(&mut reader);
+        let line = line.with_context(|| format!("no answer to {from} from {to:?}"))?;
+        let answer = Answer::parse(&line, from)?;
+        let mut conversation = Self { reader, answer };
+        let echoed = conversation.line();
+        let echoed = echoed.with_context(|| {
+            format!(
+                "no echo from {to:?}, task {}, to {from}",
+                conversation.answer.task
+            )
+        })?;
+        ensure!(echoed == "hello\n", "sent hello, got {echoed}");
+        Ok(conversation)
+    }
+
+    /// Sends a line and checks its echo.
+    ///
+    /// # Errors
+    /// When the connection is broken or says something else.
+    pub fn say(&mut self, words: &str) -> Result<()> {
+        writeln!(self.reader.get_mut(), "{words}")?;
+        let echoed = self.line();
+        let echoed = echoed.with_context(|| format!("no echo to {}", self.answer.from))?;
+        ensure!(echoed.trim_end() == words, "sent {words}, got {echoed}");
+        Ok(())
+    }
+
+    fn line(&mut self) -> Result<String> {
+        read_line(&mut self.reader)
+    }
+}
+
+fn read_line(reader: &mut BufReader<TcpStream>) -> Result<String> {
+    let mut line = String::new();
+    ensure!(
+        reader.read_line(&mut line)? > 0,
+        "the connection was closed"
+    );
+    Ok(line)
+}

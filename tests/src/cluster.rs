@@ -1,0 +1,126 @@
+use std::{
+    net::Ipv4Addr,
+    ops::{Deref, DerefMut},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context, Result};
+use lab::{Lab, LabSpec, RunningTask, Wiring};
+
+/// A cluster of three nodes, the first its manager, and a client outside.
+pub struct Cluster {
+    lab: Lab,
+    whoami: String,
+}
+
+impl Cluster {
+    /// # Errors
+    /// What the lab could not do.
+    pub fn new() -> Result<Self> {
+        Self::with_uplink_mode("tc")
+    }
+
+    /// # Errors
+    /// What the lab could not do.
+    pub fn with_uplink_mode(uplink_mode: &'static str) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("t{}{}", std::process::id(), char::from(b'a' + nth as u8));
+        let binaries = binaries_dir()?;
+        let mut lab = Lab::new(LabSpec {
+            dir: Path::new("/var/lib/swarmnet-tests").join(&name),
+            name,
+            nodes: 3,
+            binary: binaries.join("swarmnet"),
+            uplink_mode,
+            mtu: 1500,
+            wiring: Wiring::Switch,
+        })?;
+        lab.form_cluster()?;
+        let whoami = binaries
+            .join("whoami")
+            .to_str()
+            .context("path is no UTF-8")?
+            .to_owned();
+        Ok(Self { lab, whoami })
+    }
+
+    /// Creates a service of the lab's server, listening on 80, and waits until its tasks run.
+    ///
+    /// # Errors
+    /// What the command said.
+    pub fn serve(&self, name: &str, replicas: usize, options: &[&str]) -> Result<Vec<RunningTask>> {
+        let count = replicas.to_string();
+        let head = [
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            name,
+            "--replicas",
+            &count,
+        ];
+        let tail = ["--", &self.whoami, "80"];
+        self.node(1).cli(&[&head[..], options, &tail].concat())?;
+        self.wait_running(name, replicas)
+    }
+}
+
+impl Cluster {
+    /// Path of the lab's server, for `--args`.
+    pub fn whoami(&self) -> &str {
+        &self.whoami
+    }
+
+    /// A published port on each node, which the client outside asks from an address of its own for
+    /// each: two of its connections from one port to two nodes could meet at one task, where only
+    /// one of them can be.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn entries(&self, port: u16) -> Result<Vec<(Ipv4Addr, u16)>> {
+        for (number, node) in (101..).zip(self.nodes()) {
+            let source = Ipv4Addr::new(192, 168, 77, number).to_string();
+            let (local, to) = (format!("{source}/24"), node.addr().to_string());
+            let client = self.client();
+            client.ip(&["address", "replace", &local, "dev", "eth0"])?;
+            client.ip(&["route", "replace", &to, "dev", "eth0", "src", &source])?;
+        }
+        Ok(self
+            .nodes()
+            .iter()
+            .map(|node| (node.addr(), port))
+            .collect())
+    }
+}
+
+impl Deref for Cluster {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+impl DerefMut for Cluster {
+    fn deref_mut(&mut self) -> &mut Lab {
+        &mut self.lab
+    }
+}
+
+/// `target/<profile>`: the test's binary lies in its `deps`.
+fn binaries_dir() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let dir = test
+        .parent()
+        .and_then(Path::parent)
+        .context("a test lies in target/<profile>/deps")?;
+    let binary = dir.join("swarmnet");
+    anyhow::ensure!(
+        binary.exists(),
+        "{} is missing: run `cargo xtask test`",
+        binary.display()
+    );
+    Ok(dir.to_owned())
+}

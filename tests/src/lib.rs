@@ -1,0 +1,10 @@
+//! What the end-to-end tests share: a cluster in a lab, services in it, and the ways to ask them.
+
+mod ask;
+mod cluster;
+mod traffic;
+
+pub use ask::{Answer, Conversation, ask_tcp, ask_udp};
+pub use cluster::Cluster;
+pub use lab::RunningTask as Task;
+pub use traffic::Traffic;

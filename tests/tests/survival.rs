@@ -1,0 +1,137 @@
+//! What goes on while agents, managers and nodes do not.
+
+use anyhow::Result;
+use lab::wait_for;
+use swarmnet_tests::{Cluster, Conversation, ask_tcp};
+
+#[test]
+fn killed_agents_cut_no_connection_and_adopt_everything_when_they_return() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let before = cluster.serve("web", 3, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    let mut open: Vec<_> = (1..=3)
+        .flat_map(|node| std::iter::repeat_n(node, 8))
+        .map(|node| Conversation::begin(cluster.client(), (cluster.node(node).addr(), 8080)))
+        .collect::<Result<_>>()?;
+    for number in 1..=3 {
+        cluster.node_mut(number).kill()?;
+        open.iter_mut()
+            .try_for_each(|conversation| conversation.say("agent killed"))?;
+        for node in cluster.nodes() {
+            ask_tcp(cluster.client(), (node.addr(), 8080))?;
+        }
+        cluster.node_mut(number).start()?;
+        open.iter_mut()
+            .try_for_each(|conversation| conversation.say("agent back"))?;
+    }
+    cluster.settle()?;
+    open.iter_mut()
+        .try_for_each(|conversation| conversation.say("all in step"))?;
+    let ids = |tasks: &[swarmnet_tests::Task]| {
+        let mut ids: Vec<_> = tasks.iter().map(|task| task.id.clone()).collect();
+        ids.sort();
+        ids
+    };
+    let after = cluster.wait_running("web", 3)?;
+    assert_eq!(ids(&before), ids(&after), "a healthy task was replaced");
+    Ok(())
+}
+
+#[test]
+fn lost_node_is_down_and_its_tasks_are_replaced_elsewhere() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    cluster.serve("web", 3, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    cluster.node_mut(3).kill()?;
+    cluster.client().run("true", &[])?;
+    cluster
+        .node(3)
+        .host()
+        .ip(&["link", "set", "eth0", "down"])?;
+    let lost = cluster.node(3).name().to_owned();
+    wait_for("the node to be down", || {
+        let nodes = cluster.node(1).cli_json(&["node", "ls"])?;
+        let down = nodes
+            .iter()
+            .any(|node| node["Hostname"] == lost.as_str() && node["Status"] == "Down");
+        Ok(down.then_some(()))
+    })?;
+    wait_for("three tasks on the nodes left", || {
+        let tasks = cluster.tasks("web")?;
+        Ok((tasks.iter().filter(|task| task.node != 3).count() == 3).then_some(()))
+    })?;
+    wait_for("the lost node's backends to be out of the tables", || {
+        let answers: Result<Vec<_>> = (0..20)
+            .map(|_| ask_tcp(cluster.client(), (cluster.node(1).addr(), 8080)))
+            .collect();
+        Ok(answers.is_ok().then_some(()))
+    })
+}
+
+#[test]
+fn killed_task_is_replaced_in_its_slot() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let before = cluster.serve("web", 1, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    let pid = cluster.node(1).docker(&[
+        "inspect",
+        "--type",
+        "task",
+        "--format",
+        "{{.Status.ContainerStatus.PID}}",
+        &before[0].id,
+    ])?;
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+    wait_for("the replacement", || {
+        let tasks = cluster.tasks("web")?;
+        Ok((tasks.len() == 1 && tasks[0].id != before[0].id).then_some(()))
+    })?;
+    cluster.settle()?;
+    ask_tcp(cluster.client(), (cluster.node(2).addr(), 8080))?;
+    Ok(())
+}
+
+#[test]
+fn scale_down_drains_before_it_stops() -> Result<()> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let cluster = Cluster::new()?;
+    cluster.serve("web", 4, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    let (done, failures) = (AtomicBool::new(false), std::sync::Mutex::new(Vec::new()));
+    std::thread::scope(|scope| -> Result<()> {
+        for number in 1..=3 {
+            let (cluster, done, failures) = (&cluster, &done, &failures);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    if let Err(err) = ask_tcp(cluster.client(), (cluster.node(number).addr(), 8080))
+                    {
+                        failures
+                            .lock()
+                            .unwrap()
+                            .push(format!("node {number}: {err:#}"));
+                    }
+                }
+            });
+        }
+        let outcome = cluster
+            .node(1)
+            .cli(&["service", "scale", "--detach", "web=1"])
+            .and_then(|_| {
+                wait_for("one task", || {
+                    Ok((cluster.tasks("web")?.len() == 1).then_some(()))
+                })?;
+                cluster.settle()
+            });
+        done.store(true, Ordering::Relaxed);
+        outcome
+    })?;
+    let failures = failures.into_inner().unwrap();
+    assert!(
+        failures.is_empty(),
+        "{} requests failed: {:?}",
+        failures.len(),
+        failures.first()
+    );
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! `cargo xtask test`: every test, those that need root and the programs included.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    build::{Profile, build, root},
+    setup,
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Further arguments for `cargo test`, such as a test's name.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    setup::ensure_ready(setup::For::Test)?;
+    // The end-to-end tests start the binaries.
+    build(Profile::Dev)?;
+    let mut cargo = Command::new("cargo")
+        .current_dir(root())
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(&args.rest)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo")?;
+    let mut total = Total::default();
+    for line in BufReader::new(cargo.stdout.take().expect("stdout is piped")).lines() {
+        let line = line?;
+        println!("{line}");
+        total.add(&line);
+    }
+    let status = cargo.wait()?;
+    println!(
+        "\n{} passed, {} failed, {} skipped",
+        total.passed, total.failed, total.ignored
+    );
+    ensure!(status.success(), "tests failed; see above");
+    Ok(())
+}
+
+/// The sum of what each test binary said: cargo gives none.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Total {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Total {
+    /// Takes in `test result: ok. 3 passed; 0 failed; 1 ignored; …`; other lines count for nothing.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        let words: Vec<_> = result
+            .split([' ', ';'])
+            .filter(|word| !word.is_empty())
+            .collect();
+        for pair in words.windows(2) {
+            let Ok(count) = pair[0].parse::<u64>() else {
+                continue;
+            };
+            match pair[1] {
+                "passed" => self.passed += count,
+                "failed" => self.failed += count,
+                "ignored" => self.ignored += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_binaries_are_summed() {
+        let mut total = Total::default();
+        total.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out");
+        total.add("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured");
+        total.add("test some::thing ... ok");
+        assert_eq!(
+            total,
+            Total {
+                passed: 5,
+                failed: 4,
+                ignored: 1
+            }
+        );
+    }
+}
