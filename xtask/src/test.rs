@@ -2,10 +2,18 @@
 
 use std::{
     io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
     process::{Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 
 use crate::{
     build::{Profile, build, root},
@@ -23,18 +31,50 @@ pub fn run(args: &Args) -> Result<()> {
     setup::ensure_ready(setup::For::Test)?;
     // The end-to-end tests start the binaries.
     build(Profile::Dev)?;
+    // Built beforehand, so that silence later is a test's and not the compiler's.
+    let built = Command::new("cargo")
+        .current_dir(root())
+        .args(["test", "--workspace", "--no-run"])
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(built.success(), "the tests do not build; see above");
     let mut cargo = Command::new("cargo")
         .current_dir(root())
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(&args.rest)
         .stdout(Stdio::piped())
+        .process_group(0)
         .spawn()
         .context("cannot run cargo")?;
+    let stdout = BufReader::new(cargo.stdout.take().expect("stdout is piped"));
+    let (said, heard) = mpsc::channel();
+    thread::spawn(move || {
+        for line in stdout.lines() {
+            if said.send(line).is_err() {
+                break;
+            }
+        }
+    });
     let mut total = Total::default();
-    for line in BufReader::new(cargo.stdout.take().expect("stdout is piped")).lines() {
-        let line = line?;
-        println!("{line}");
-        total.add(&line);
+    let mut last = String::new();
+    loop {
+        match heard.recv_timeout(SILENCE) {
+            Ok(line) => {
+                last = line?;
+                println!("{last}");
+                total.add(&last);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                killpg(Pid::from_raw(cargo.id().cast_signed()), Signal::SIGKILL)
+                    .context("cannot end the tests")?;
+                cargo.wait()?;
+                bail!(
+                    "no test ended for {} s, so the run was ended; the last word was: {last}",
+                    SILENCE.as_secs()
+                );
+            }
+        }
     }
     let status = cargo.wait()?;
     println!(
@@ -44,6 +84,9 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(status.success(), "tests failed; see above");
     Ok(())
 }
+
+/// A run that says nothing for so long hangs: the slowest test ends within a tenth of it.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// The sum of what each test binary said: cargo gives none.
 #[derive(Debug, Default, PartialEq, Eq)]
