@@ -118,26 +118,29 @@ fn relocate(
     leaving: &[Arc<Task>],
 ) {
     let order = service.spec.update.as_ref().map(|update| update.order);
-    let serving = leaving.iter().any(|task| {
-        is_running(task) && misplaced(editor.state(), task) == Some(Misplaced::Unwelcome)
-    });
     let newest = slot.newest();
     let again = newest.is_some_and(|newest| slot.may_restart_after(newest));
-    if again && serving && order == Some(UpdateOrder::StartFirst) {
-        // They leave when the new one runs. If that one ends before, it gets the restart delay.
-        let delayed = newest.is_some_and(|newest| has_ended(newest));
-        let desired = if delayed {
-            TaskState::Ready
-        } else {
-            TaskState::Running
-        };
-        return editor.create(service, key, desired);
-    }
+    let start_first = again && order == Some(UpdateOrder::StartFirst);
+    // One of them serves until the new one runs. If that one ends before, it gets the restart
+    // delay.
+    let serving = leaving.iter().find(|task| {
+        start_first
+            && is_running(task)
+            && misplaced(editor.state(), task) == Some(Misplaced::Unwelcome)
+    });
     for task in leaving {
-        editor.want(task, TaskState::Shutdown);
+        if serving.is_none_or(|serving| serving.id != task.id) {
+            editor.want(task, TaskState::Shutdown);
+        }
     }
     if again {
-        editor.create(service, key, TaskState::Ready);
+        let delayed = newest.is_some_and(|newest| has_ended(newest));
+        let desired = if serving.is_some() && !delayed {
+            TaskState::Running
+        } else {
+            TaskState::Ready
+        };
+        editor.create(service, key, desired);
     }
 }
 

@@ -294,6 +294,36 @@ fn drained_node_is_left_stop_first_or_start_first() {
     }
 }
 
+/// The node of a start-first replacement is drained before that one runs: it goes, the task that
+/// serves stays until another replacement runs.
+#[test]
+fn replacement_whose_node_is_drained_too_gives_way_to_the_next() {
+    let mut sim = Sim::new(1, 1);
+    let mut spec = fixture::service("web", 1, &[]);
+    spec.update = Some(UpdateConfig {
+        order: UpdateOrder::StartFirst,
+        ..UpdateConfig::default()
+    });
+    let id = running(&mut sim, spec);
+    let serving = sim.running(id)[0].clone();
+    sim.set_availability(serving.node.unwrap(), Availability::Drain);
+    let mut seen = vec![serving.id];
+    for _ in 0..3 {
+        sim.world.add_nodes(1);
+        sim.settle();
+        let wanted = sim.wanted(id);
+        assert_eq!(wanted.len(), 2);
+        let next = wanted.iter().find(|task| !seen.contains(&task.id));
+        let next = next.expect("another one comes");
+        assert_eq!(sim.running(id), [serving.clone()]);
+        seen.push(next.id);
+        sim.set_availability(next.node.unwrap(), Availability::Drain);
+    }
+    sim.world.add_nodes(1);
+    assert!(sim.run_until(MINUTE, |sim| all_run(sim, id)));
+    assert!(!seen.contains(&sim.running(id)[0].id));
+}
+
 #[test]
 fn node_that_no_longer_meets_the_constraints_is_left() {
     let mut sim = Sim::new(1, 2);

@@ -17,7 +17,7 @@ use model::{
 
 use super::{
     edit::Editor,
-    slot::{Slot, SlotKey, Slots, ended_itself, has_ended, is_running, is_wanted},
+    slot::{Slot, SlotKey, Slots, ended_itself, has_ended, is_running, is_wanted, misplaced},
 };
 use crate::allocator;
 
@@ -370,16 +370,16 @@ fn replace(
     slot: &Slot,
     order: UpdateOrder,
 ) {
-    let serves = |task: &Task| order == UpdateOrder::StartFirst && is_running(task);
-    let mut stays = false;
+    let serving = slot
+        .alive()
+        .filter(|task| order == UpdateOrder::StartFirst && is_running(task))
+        .min_by_key(|task| misplaced(editor.state(), task).is_some());
     for task in slot.alive() {
-        if serves(task) {
-            stays = true;
-        } else {
+        if serving.is_none_or(|serving| serving.id != task.id) {
             editor.want(task, TaskState::Shutdown);
         }
     }
-    let desired = if stays {
+    let desired = if serving.is_some() {
         TaskState::Running
     } else {
         TaskState::Ready
