@@ -18,7 +18,7 @@ use nix::net::if_::if_indextoname;
 use tracing::{debug, info, warn};
 
 use crate::{
-    bpffs::{PinDir, names},
+    bpffs::{Layout, names},
     device,
     error::DatapathError,
     load::{Loaded, Programs},
@@ -126,29 +126,25 @@ struct Pinned {
 }
 
 impl Links {
-    pub fn new(pins: &PinDir) -> Self {
-        Self {
-            directory: pins.links(),
-        }
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
     }
 
     /// Moves the links here that a build with another map layout pinned: they get this build's
     /// programs like all others.
-    pub fn take_over(&self, pins: &PinDir) -> Result<(), DatapathError> {
-        for directory in pins.other_links()? {
-            for name in names(&directory)? {
-                let (from, to) = (directory.join(&name), self.directory.join(&name));
-                if to.exists() {
-                    unpin(&from)?;
-                    continue;
-                }
-                fs::rename(&from, &to).map_err(|source| DatapathError::Pin {
-                    action: "move",
-                    path: from,
-                    source,
-                })?;
-                info!(link.name = name, "link of another layout taken over");
+    pub fn take_over(&self, former: &Layout) -> Result<(), DatapathError> {
+        for name in names(&former.links())? {
+            let (from, to) = (former.links().join(&name), self.directory.join(&name));
+            if to.exists() {
+                unpin(&from)?;
+                continue;
             }
+            fs::rename(&from, &to).map_err(|source| DatapathError::Pin {
+                action: "move",
+                path: from,
+                source,
+            })?;
+            info!(link.name = name, "link of another layout taken over");
         }
         Ok(())
     }

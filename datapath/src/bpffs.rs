@@ -66,63 +66,107 @@ impl PinDir {
         Ok(pins)
     }
 
-    fn layout(&self) -> PathBuf {
-        self.root.join(format!("v{LAYOUT_VERSION}"))
+    fn layout(&self) -> Layout {
+        Layout(self.root.join(format!("v{LAYOUT_VERSION}")))
     }
 
     pub fn maps(&self) -> PathBuf {
-        self.layout().join("maps")
+        self.layout().maps()
     }
 
     pub fn programs(&self) -> PathBuf {
-        self.layout().join("programs")
+        self.layout().programs()
     }
 
     pub fn links(&self) -> PathBuf {
-        self.layout().join("links")
+        self.layout().links()
     }
 
-    /// Directories of links that builds with other map layouts left.
-    pub fn other_links(&self) -> Result<Vec<PathBuf>, DatapathError> {
-        let links = self.other_layouts()?.into_iter();
-        let links = links.map(|layout| layout.join("links"));
-        Ok(links.filter(|links| links.exists()).collect())
+    /// The layout of another build whose programs are on the hooks: links are pinned there.
+    pub fn former(&self) -> Result<Option<Layout>, DatapathError> {
+        let mut former = None;
+        for layout in self.other_layouts()? {
+            if layout.links().exists() && !names(&layout.links())?.is_empty() {
+                former = Some(layout);
+            }
+        }
+        Ok(former)
     }
 
-    /// Unpins what builds with other map layouts left. Their links were taken over before.
-    pub fn forget_other_layouts(&self) -> Result<(), DatapathError> {
-        for path in self.other_layouts()? {
-            info!(pin.dir = %path.display(), "pins of another layout removed");
-            fs::remove_dir_all(&path).map_err(|source| DatapathError::Pin {
-                action: "remove",
-                path,
+    /// Removes what a take-over that did not come to its end left: maps that no link's program uses.
+    pub fn begin_anew(&self) -> Result<(), DatapathError> {
+        let layout = self.layout();
+        for directory in [layout.maps(), layout.programs()] {
+            remove_dir(&directory)?;
+            fs::create_dir_all(&directory).map_err(|source| DatapathError::Pin {
+                action: "make",
+                path: directory,
                 source,
             })?;
         }
         Ok(())
     }
 
-    fn other_layouts(&self) -> Result<Vec<PathBuf>, DatapathError> {
-        let version = |name: &str| name.strip_prefix('v')?.parse::<u32>().ok();
-        let others = names(&self.root)?.into_iter();
-        let others =
-            others.filter(|name| version(name).is_some_and(|version| version != LAYOUT_VERSION));
-        Ok(others.map(|name| self.root.join(name)).collect())
+    /// Unpins what builds with other map layouts left. Their links were taken over before.
+    pub fn forget_other_layouts(&self) -> Result<(), DatapathError> {
+        for Layout(path) in self.other_layouts()? {
+            info!(pin.dir = %path.display(), "pins of another layout removed");
+            remove_dir(&path)?;
+        }
+        Ok(())
+    }
+
+    /// By version, oldest first.
+    fn other_layouts(&self) -> Result<Vec<Layout>, DatapathError> {
+        let version = |name: &String| name.strip_prefix('v')?.parse::<u32>().ok();
+        let mut others: Vec<_> = names(&self.root)?
+            .iter()
+            .filter_map(version)
+            .filter(|version| *version != LAYOUT_VERSION)
+            .collect();
+        others.sort_unstable();
+        let path = |version| Layout(self.root.join(format!("v{version}")));
+        Ok(others.into_iter().map(path).collect())
     }
 
     /// Removes every pin and the directory. What no descriptor holds ends here.
     pub fn remove(self) -> Result<(), DatapathError> {
-        let path = self.layout();
-        fs::remove_dir_all(&path).map_err(|source| DatapathError::Pin {
-            action: "remove",
-            path,
-            source,
-        })?;
+        remove_dir(&self.layout().0)?;
         // Fails when something else lies in it or it is a mount point, and then it may stay.
         if let Err(error) = fs::remove_dir(&self.root) {
             debug!(pin.dir = %self.root.display(), %error, "pin directory stays");
         }
         Ok(())
+    }
+}
+
+/// The pins of builds with one map layout.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout(PathBuf);
+
+impl Layout {
+    pub fn maps(&self) -> PathBuf {
+        self.0.join("maps")
+    }
+
+    fn programs(&self) -> PathBuf {
+        self.0.join("programs")
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.0.join("links")
+    }
+}
+
+/// Absence is the goal.
+pub(crate) fn remove_dir(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(DatapathError::Pin {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The data plane of one node.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     path::PathBuf,
     time::{Duration, Instant},
@@ -15,6 +16,7 @@ use crate::{
     desired::{Desired, Skipped, desired},
     error::DatapathError,
     extent::Moment,
+    inherit::Heritage,
     load::{self, Programs},
     local::LocalState,
     maps::Maps,
@@ -42,10 +44,42 @@ pub struct Datapath {
     uplink_mode: UplinkMode,
     programs: Programs,
     links: Links,
+    cgroup: PathBuf,
+    /// Until this build's programs are on the hooks.
+    handover: Option<Handover>,
     pub(crate) maps: Maps,
     planner: Planner,
     opened: Instant,
     syncs: u64,
+}
+
+/// While a former build's programs are on the hooks.
+struct Handover {
+    heritage: Heritage,
+    /// What the agent wants attached, once the hooks are this build's.
+    wanted: BTreeSet<(Hook, u32)>,
+}
+
+impl Handover {
+    fn new(heritage: Heritage) -> Self {
+        Self {
+            heritage,
+            wanted: BTreeSet::new(),
+        }
+    }
+
+    fn attach_later(&mut self, hook: Hook, ifindex: u32) {
+        self.wanted.insert((hook, ifindex));
+    }
+
+    fn detach(&mut self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+        self.wanted.remove(&(hook, ifindex));
+        self.former_links().detach(hook, ifindex)
+    }
+
+    fn former_links(&self) -> Links {
+        Links::new(self.heritage.former().links())
+    }
 }
 
 impl fmt::Debug for Datapath {
@@ -59,64 +93,99 @@ impl fmt::Debug for Datapath {
 
 impl Datapath {
     /// Takes over what is pinned, with this build's programs in place of another's; loads what is
-    /// not there. Traffic goes on meanwhile.
+    /// not there. Traffic goes on meanwhile. Where a build with another map layout was at work, its
+    /// programs stay until the first [`Self::sync`] has filled this build's maps.
     pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
         raise_memlock();
         let pins = PinDir::open(&config.pin_dir)?;
+        let heritage = Heritage::share(&pins)?;
         let programs = load::programs(&pins)?;
         let maps = Maps::open(&pins.maps())?;
-        let links = Links::new(&pins);
-        links.take_over(&pins)?;
-        links.adopt(&programs)?;
-        links.attach_cgroup(&config.cgroup, &programs)?;
-        load::forget_other_builds(&pins)?;
-        pins.forget_other_layouts()?;
+        let mut datapath = Self {
+            planner: Planner::new(maps.capacities()),
+            links: Links::new(pins.links()),
+            handover: None,
+            pins,
+            cgroup: config.cgroup.clone(),
+            uplink_mode: config.uplink_mode,
+            programs,
+            maps,
+            opened: Instant::now(),
+            syncs: 0,
+        };
+        match heritage {
+            Some(heritage) => {
+                heritage.copy(&datapath.pins)?;
+                datapath.handover = Some(Handover::new(heritage));
+            }
+            None => datapath.take_hooks()?,
+        }
+        Ok(datapath)
+    }
+
+    /// Gives every link this build's program.
+    fn take_hooks(&self) -> Result<(), DatapathError> {
+        self.links.adopt(&self.programs)?;
+        self.links.attach_cgroup(&self.cgroup, &self.programs)?;
+        load::forget_other_builds(&self.pins)?;
+        self.pins.forget_other_layouts()?;
         // Ranges that a former process of ours freed are not known; after this nobody reads them.
         if let Err(error) = sys::await_running_programs() {
             debug!(%error, "cannot wait for running programs");
         }
-        Ok(Self {
-            planner: Planner::new(maps.capacities()),
-            pins,
-            uplink_mode: config.uplink_mode,
-            programs,
-            links,
-            maps,
-            opened: Instant::now(),
-            syncs: 0,
-        })
+        Ok(())
     }
 
     /// Puts the mesh's entry on the interface that faces the other nodes and the clients.
     pub fn attach_uplink(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.links
-            .attach_uplink(ifindex, self.uplink_mode, &self.programs)
+        self.attach(Hook::UplinkTc, ifindex)
     }
 
     pub fn attach_vxlan(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.links.attach_tc(Hook::Vxlan, ifindex, &self.programs)
+        self.attach(Hook::Vxlan, ifindex)
     }
 
     /// Host side of a task's veth of an overlay network.
     pub fn attach_task(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.links.attach_tc(Hook::Task, ifindex, &self.programs)
+        self.attach(Hook::Task, ifindex)
     }
 
     /// Host side of a task's veth of the gateway bridge.
     pub fn attach_gateway(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.links.attach_tc(Hook::Gateway, ifindex, &self.programs)
+        self.attach(Hook::Gateway, ifindex)
+    }
+
+    fn attach(&mut self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+        if let Some(handover) = &mut self.handover {
+            handover.attach_later(hook, ifindex);
+            return Ok(());
+        }
+        match hook {
+            Hook::UplinkTc => self
+                .links
+                .attach_uplink(ifindex, self.uplink_mode, &self.programs),
+            hook => self.links.attach_tc(hook, ifindex, &self.programs),
+        }
     }
 
     /// Takes off what is on a task's veth. The interface may be gone already, or never have been.
     pub fn detach_veth(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.links.detach(Hook::Task, ifindex)?;
-        self.links.detach(Hook::Gateway, ifindex)
+        self.detach(&[Hook::Task, Hook::Gateway], ifindex)
     }
 
     /// Takes the entry of the mesh off an interface that is the uplink no longer.
     pub fn detach_uplink(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.links.detach(Hook::UplinkXdp, ifindex)?;
-        self.links.detach(Hook::UplinkTc, ifindex)
+        self.detach(&[Hook::UplinkXdp, Hook::UplinkTc], ifindex)
+    }
+
+    fn detach(&mut self, hooks: &[Hook], ifindex: u32) -> Result<(), DatapathError> {
+        for hook in hooks {
+            if let Some(handover) = &mut self.handover {
+                handover.detach(*hook, ifindex)?;
+            }
+            self.links.detach(*hook, ifindex)?;
+        }
+        Ok(())
     }
 
     /// Makes the kernel's maps hold what `view` and `local` say, whatever they hold now. The
@@ -143,7 +212,27 @@ impl Datapath {
         report.skipped = desired.skipped;
         report.duration = begun.elapsed();
         report.log();
+        self.end_handover()?;
         Ok(report)
+    }
+
+    /// The maps hold all that the node needs: from the former build's programs to this one's.
+    fn end_handover(&mut self) -> Result<(), DatapathError> {
+        let Some(handover) = &self.handover else {
+            return Ok(());
+        };
+        handover.heritage.copy_new_flows(&self.pins)?;
+        self.links.take_over(handover.heritage.former())?;
+        self.links.adopt(&self.programs)?;
+        // Those that began meanwhile.
+        handover.heritage.copy_new_flows(&self.pins)?;
+        self.take_hooks()?;
+        let handover = self.handover.take().expect("it was just there");
+        for (hook, ifindex) in handover.wanted {
+            self.attach(hook, ifindex)?;
+        }
+        info!("hooks taken over from a build with another map layout");
+        Ok(())
     }
 
     fn plan(&mut self, desired: &Desired, present: &Tables) -> Result<Vec<Op>, Full> {
@@ -166,6 +255,10 @@ impl Datapath {
     pub fn detach_all(self) -> Result<(), DatapathError> {
         // Links go first, so that no program runs on maps that are gone from view.
         self.links.detach_all()?;
+        if let Some(handover) = &self.handover {
+            handover.former_links().detach_all()?;
+        }
+        self.pins.forget_other_layouts()?;
         let Self {
             pins,
             programs,

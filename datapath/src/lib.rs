@@ -19,6 +19,7 @@ pub mod desired;
 mod device;
 mod error;
 pub mod extent;
+mod inherit;
 pub mod inspect;
 mod load;
 mod local;

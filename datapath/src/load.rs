@@ -17,14 +17,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     attach::Hook,
-    bpffs::{PinDir, names},
+    bpffs::{PinDir, names, remove_dir},
     error::DatapathError,
     maps::MAP_NAMES,
     sys,
 };
 
 /// The eBPF object of this build.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SWARMNET_EBPF_OBJECT"));
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SWARMNET_EBPF_OBJECT"));
 
 /// A program in the kernel.
 #[derive(Debug)]
@@ -177,16 +177,5 @@ fn verify(program: &mut Program) -> Result<(), ProgramError> {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
-fn remove_dir(path: &Path) -> Result<(), DatapathError> {
-    match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(DatapathError::Pin {
-            action: "remove",
-            path: path.to_owned(),
-            source,
-        }),
-        _ => Ok(()),
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     ffi::CString,
     io,
-    mem::{MaybeUninit, size_of, size_of_val},
+    mem::{size_of, size_of_val},
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -16,6 +16,7 @@ use std::{
 
 use aya::Pod;
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -76,10 +77,43 @@ struct BatchAttr {
     flags: u64,
 }
 
+/// Bytes of one entry of a map, as system calls carry it: for per-CPU maps, a value is those of all
+/// CPUs, each rounded up to 8 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EntrySize {
+    pub key: usize,
+    pub value: usize,
+}
+
 /// Every entry of a hash map, or every element of an array. Entries that come and go meanwhile may
 /// be missed; none is torn but by a writer of the same entry.
 pub(crate) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let size = EntrySize {
+        key: size_of::<K>(),
+        value: size_of::<V>(),
+    };
     let mut entries = Vec::new();
+    for_each_entry(map, size, |key, value| {
+        // SAFETY: both slices have the types' sizes, and every bit pattern is a value of a `Pod`
+        // type; alignment does not matter to `read_unaligned`.
+        let entry = unsafe {
+            (
+                key.as_ptr().cast::<K>().read_unaligned(),
+                value.as_ptr().cast::<V>().read_unaligned(),
+            )
+        };
+        entries.push(entry);
+        Ok(())
+    })?;
+    Ok(entries)
+}
+
+/// As [`read_all`], for a map whose type is not known here. `size` must be the map's.
+pub(crate) fn for_each_entry(
+    map: BorrowedFd<'_>,
+    size: EntrySize,
+    mut take: impl FnMut(&[u8], &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let mut room = BATCH_ENTRIES;
     // Opaque to us; a bucket number (hash) or an index (array), four bytes in either case. Room for
     // a key of any of our maps is given, since the kernel copies as much for some map types.
@@ -87,8 +121,8 @@ pub(crate) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K
     let mut begun = false;
     loop {
         let mut next = [0u8; 64];
-        let mut keys: Vec<MaybeUninit<K>> = Vec::with_capacity(room);
-        let mut values: Vec<MaybeUninit<V>> = Vec::with_capacity(room);
+        let mut keys = vec![0u8; room * size.key];
+        let mut values = vec![0u8; room * size.value];
         let mut attr = BatchAttr {
             in_batch: if begun { position.as_ptr() as u64 } else { 0 },
             out_batch: next.as_mut_ptr() as u64,
@@ -113,21 +147,55 @@ pub(crate) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K
             }
             Err(error) => return Err(error),
         };
-        let count = attr.count as usize;
-        // SAFETY: the kernel wrote `count` keys and values, at most `room`, and every bit pattern
-        // is a value of a `Pod` type.
-        unsafe {
-            keys.set_len(count);
-            values.set_len(count);
-            let pairs = keys.iter().zip(&values);
-            entries.extend(pairs.map(|(key, value)| (key.assume_init(), value.assume_init())));
+        let entries = keys
+            .chunks_exact(size.key)
+            .zip(values.chunks_exact(size.value));
+        for (key, value) in entries.take(attr.count as usize) {
+            take(key, value)?;
         }
         if ended {
-            return Ok(entries);
+            return Ok(());
         }
         position = next;
         begun = true;
     }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElemAttr {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Whether an entry that is there already is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    Replace = 0,
+    /// `EEXIST` for one that is there.
+    Keep = 1,
+}
+
+/// Writes one entry. Key and value must have the map's sizes.
+pub(crate) fn write_entry(
+    map: BorrowedFd<'_>,
+    key: &[u8],
+    value: &[u8],
+    existing: Existing,
+) -> io::Result<()> {
+    let mut attr = ElemAttr {
+        map_fd: map.as_raw_fd() as u32,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: existing as u64,
+        ..ElemAttr::default()
+    };
+    // SAFETY: the caller gives key and value in the map's sizes, which is what the kernel reads.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr)? };
+    Ok(())
 }
 
 /// Writes elements of an array from `first` on, in one call.

@@ -105,28 +105,6 @@ fn other_build_takes_over_the_links() {
     });
 }
 
-/// A build whose maps have another shape starts with new maps, in the same links.
-#[test]
-fn other_layout_is_taken_over() {
-    in_namespace(|pins| {
-        devices();
-        let mut datapath = pins.open();
-        attach_all(&mut datapath);
-        let (links, programs) = (pins.links(), attached());
-        drop(datapath);
-        let former = pins.root().join("v65535");
-        fs::rename(pins.layout(), &former).unwrap();
-        let mut datapath = pins.open();
-        assert_eq!(pins.links(), links, "the links are the same");
-        let replaced = attached();
-        assert_eq!(names(&replaced), ONCE_EACH);
-        assert_ne!(replaced, programs);
-        assert!(!former.exists());
-        attach_all(&mut datapath);
-        assert_eq!(pins.links(), links);
-    });
-}
-
 /// Someone deleted a map's pin: a new map, and programs that work on it, in the same links.
 #[test]
 fn lost_map_pin_brings_new_programs() {

@@ -1,4 +1,7 @@
 //! Keys and values of the maps, each with who writes and who reads it. `agent` is user space.
+//!
+//! Across layouts contents are carried over byte by byte, so a value only grows at its end, a field
+//! that is not written is zero, and a key never changes (docs/decisions/0007).
 
 use crate::net::{Be16, Be32};
 
