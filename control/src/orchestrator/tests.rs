@@ -315,7 +315,7 @@ fn replacement_whose_node_is_drained_too_gives_way_to_the_next() {
         assert_eq!(wanted.len(), 2);
         let next = wanted.iter().find(|task| !seen.contains(&task.id));
         let next = next.expect("another one comes");
-        assert_eq!(sim.running(id), [serving.clone()]);
+        assert_eq!(sim.running(id), std::slice::from_ref(&serving));
         seen.push(next.id);
         sim.set_availability(next.node.unwrap(), Availability::Drain);
     }
