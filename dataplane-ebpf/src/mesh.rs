@@ -1,6 +1,8 @@
 //! The mesh at the backend's node: delivery into a task, the flow table, replies, second hops.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
 use dataplane_abi::{
     BackendValue, Be16, Be32, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN,
     FLOW_TOUCH_NS, FlowKey, FlowValue, LocalEndpoint, NodeConfig, ServiceValue,
@@ -17,7 +19,7 @@ use crate::{
 
 /// How many backends a service may have for the search among all of them: each is a hop for a packet
 /// whose flow nobody knows.
-const SEARCH_MAX: u16 = 16;
+const SEARCH_MAX: u32 = 16;
 
 /// How a mesh packet came to this node.
 #[derive(Clone, Copy)]
@@ -181,30 +183,66 @@ impl Search {
         if asks_before && (!before.vtep.is_zero() || before.has_flow(packet, published)) {
             return Some(before);
         }
-        let mut asked = self.is_first || before.endpoint == arrival.endpoint;
-        for index in 0..SEARCH_MAX {
-            if published.backend_count > u32::from(SEARCH_MAX) {
-                break;
-            }
-            let Ok(owner) = service::backend(published, index) else {
-                break;
+        let mut round = Round {
+            packet,
+            published,
+            came_for: arrival.endpoint,
+            now: if arrival.second_hop { self.now } else { 0 },
+            before: before.endpoint,
+            asked: self.is_first || before.endpoint == arrival.endpoint,
+            next: None,
+        };
+        if published.backend_count <= SEARCH_MAX {
+            // SAFETY: the callback takes a `Round`, which outlives the call.
+            unsafe {
+                bpf_loop(
+                    published.backend_count,
+                    Round::ask as *mut c_void,
+                    (&raw mut round).cast(),
+                    0,
+                )
             };
-            let owner = Owner::of(owner);
-            if owner.endpoint == arrival.endpoint {
-                asked = true;
-                continue;
-            }
-            // Endpoints rather than indexes are compared: the verifier follows each value that an
-            // index may have.
-            let is_now = owner.endpoint == self.now && arrival.second_hop;
-            if !asked || is_now || owner.endpoint == before.endpoint {
-                continue;
-            }
-            if !owner.vtep.is_zero() || owner.has_flow(packet, published) {
-                return Some(owner);
-            }
         }
-        (asks_before || !asked).then_some(before)
+        let last = asks_before || !round.asked;
+        round.next.or(last.then_some(before))
+    }
+}
+
+/// The backends of a service, one after the other.
+struct Round<'a> {
+    packet: &'a Packet,
+    published: &'a ServiceValue,
+    /// Who was asked last: the packet came for it.
+    came_for: u32,
+    /// The owner now, if it was asked; else no endpoint.
+    now: u32,
+    before: u32,
+    /// Whoever was asked last is behind us.
+    asked: bool,
+    next: Option<Owner>,
+}
+
+impl Round<'_> {
+    /// Looks at one backend; 1 ends the round.
+    unsafe extern "C" fn ask(index: u32, round: *mut c_void) -> i64 {
+        // SAFETY: `Search::owner` passes its own.
+        let round = unsafe { &mut *round.cast::<Self>() };
+        let Ok(owner) = service::backend(round.published, index as u16) else {
+            return 1;
+        };
+        let owner = Owner::of(owner);
+        if owner.endpoint == round.came_for {
+            round.asked = true;
+            return 0;
+        }
+        if !round.asked || owner.endpoint == round.now || owner.endpoint == round.before {
+            return 0;
+        }
+        if !owner.vtep.is_zero() || owner.has_flow(round.packet, round.published) {
+            round.next = Some(owner);
+            return 1;
+        }
+        0
     }
 }
 
