@@ -81,13 +81,17 @@ fn read_record(path: &Path) -> Result<NetworkRecord> {
 ///
 /// # Errors
 /// Names the step; [`destroy`] removes what was made.
-pub async fn create(paths: &NetworkPaths, record: &NetworkRecord) -> Result<LocalTask> {
+pub async fn create(
+    paths: &NetworkPaths,
+    record: &NetworkRecord,
+    underlay_mtu: u32,
+) -> Result<LocalTask> {
     disk::write_atomic(
         &paths.record(record.task),
         &serde_json::to_vec_pretty(record)?,
     )?;
     let netns = Netns::ensure(&paths.netns(record.task))?;
-    let veths = links::ensure_task_links(&links_spec(record)?, &netns).await?;
+    let veths = links::ensure_task_links(&links_spec(record, underlay_mtu)?, &netns).await?;
     local_task(record, &netns, &veths)
 }
 
@@ -121,7 +125,7 @@ pub async fn destroy(paths: &NetworkPaths, record: &NetworkRecord) -> Result<()>
     Ok(disk::remove(&paths.record(record.task))?)
 }
 
-fn links_spec(record: &NetworkRecord) -> Result<TaskLinksSpec> {
+fn links_spec(record: &NetworkRecord, underlay_mtu: u32) -> Result<TaskLinksSpec> {
     let overlays: Result<Vec<_>, _> = record
         .attachments
         .iter()
@@ -132,6 +136,7 @@ fn links_spec(record: &NetworkRecord) -> Result<TaskLinksSpec> {
         overlays: overlays.context("the task's address has no valid prefix length")?,
         gateway: Ipv4Net::new(record.gateway, gateway::subnet().prefix_len())?,
         gateway_addr: gateway::bridge_addr(),
+        underlay_mtu,
     })
 }
 

@@ -56,6 +56,8 @@ pub struct RunnerContext {
     pub paths: NetworkPaths,
     pub gateways: Arc<Mutex<GatewayPool>>,
     pub view: watch::Receiver<Arc<NodeView>>,
+    /// MTU of the uplink, as new tasks' interfaces are to have it.
+    pub underlay_mtu: watch::Receiver<u32>,
     /// The node's resolvers.
     pub upstreams: Vec<SocketAddr>,
     pub messages: mpsc::Sender<RunnerMessage>,
@@ -211,7 +213,8 @@ impl Runner {
                 err: format!("{err:#}"),
             }
         };
-        let local = network::create(&self.context.paths, record)
+        let mtu = *self.context.underlay_mtu.borrow();
+        let local = network::create(&self.context.paths, record, mtu)
             .await
             .map_err(rejected("cannot make the task's network"))?;
         self.attach(local)

@@ -11,7 +11,7 @@ use dataplane_abi::{
     BACKEND_ACTIVE, BACKEND_DRAINING, BACKENDS_PER_SERVICE_MAX, BackendValue, Be16, Be32,
     EndpointValue, LocalEndpoint, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig,
     PeerValue, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue,
-    net::{mesh_mac, task_mac},
+    net::{mesh_mac, task_mac, tunnel_mtu},
 };
 use model::{
     EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
@@ -127,6 +127,7 @@ fn config(cluster: &ClusterView, own: &PeerView, local: &LocalState) -> NodeConf
         gateway_mask: Be32::from_host(u32::MAX << (u32::BITS - u32::from(GATEWAY_PREFIX_LEN))),
         ring_seed: cluster.data_path.ring_seed,
         data_port: Be16::from_host(cluster.data_path.port),
+        tunnel_mtu: tunnel_mtu(local.underlay_mtu),
         ..NodeConfig::default()
     }
 }

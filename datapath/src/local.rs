@@ -13,6 +13,8 @@ pub struct LocalState {
     pub node: NodeId,
     pub vxlan_ifindex: u32,
     pub uplink_ifindex: u32,
+    /// MTU of the uplink.
+    pub underlay_mtu: u32,
     /// The bridge that the tasks' gateway sides hang on.
     pub gateway_ifindex: u32,
     /// The bridge's address; its network has [`GATEWAY_PREFIX_LEN`].

@@ -275,16 +275,6 @@ fn flows_spread_over_the_ring_as_the_shared_hash_says() {
     assert!(seen.iter().all(|&count| count > 20), "{seen:?}");
 }
 
-const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
-
-/// A namespace with a known way to the client.
-fn with_route() -> PrivateNetns {
-    let netns = PrivateNetns::with_uplink();
-    netns.ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:99 dev up0 nud permanent");
-    netns.ip("route add 203.0.113.0/24 via 192.0.2.9");
-    netns
-}
-
 /// Checks that the packet counts as dropped, and that the client gets a RST.
 #[track_caller]
 fn assert_refuses(node: &mut Node, frame: &Frame, reason: DropReason) {

@@ -23,7 +23,7 @@ macro_rules! map_types {
 
 map_types! {
     /// `CONFIG[0]`: this node. Written by the agent, read by every program.
-    NodeConfig: 40 {
+    NodeConfig: 48 {
         vxlan_ifindex: u32,
         uplink_ifindex: u32,
         /// Interface that faces the tasks' gateway side (the bridge).
@@ -41,6 +41,9 @@ map_types! {
         generation: u16,
         /// Which bits of `gateway_addr` are those of its network.
         gateway_mask: Be32,
+        /// Longest IPv4 packet that the tunnel carries in one piece of the underlay.
+        tunnel_mtu: u32,
+        _pad: u32,
     }
 
     /// Key of `ENDPOINTS`.

@@ -58,6 +58,13 @@ impl Be32 {
         Self(raw)
     }
 
+    /// Its halfwords as they lie in memory.
+    #[inline(always)]
+    pub const fn halves(self) -> [u16; 2] {
+        let [a, b, c, d] = self.0.to_ne_bytes();
+        [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
+    }
+
     #[inline(always)]
     pub const fn is_zero(self) -> bool {
         self.0 == 0
@@ -78,6 +85,14 @@ impl From<Be32> for core::net::Ipv4Addr {
     fn from(addr: Be32) -> Self {
         Self::from_bits(addr.to_host())
     }
+}
+
+/// What the tunnel adds to an IPv4 packet: Ethernet, VXLAN, UDP and IPv4 headers.
+pub const TUNNEL_OVERHEAD: u32 = 14 + 8 + 8 + 20;
+
+/// Longest IPv4 packet that goes through the tunnel in one piece, on an underlay with this MTU.
+pub const fn tunnel_mtu(underlay_mtu: u32) -> u32 {
+    underlay_mtu.saturating_sub(TUNNEL_OVERHEAD)
 }
 
 /// First two bytes of the inner destination MAC of a mesh packet; the endpoint id follows in

@@ -21,9 +21,15 @@ impl Sum {
         Self(self.0 + u64::from(half))
     }
 
+    /// Four bytes as they lie in memory.
+    #[inline(always)]
+    pub fn add_word(self, word: u32) -> Self {
+        Self(self.0 + u64::from(word))
+    }
+
     #[inline(always)]
     pub fn add_addr(self, addr: Be32) -> Self {
-        Self(self.0 + u64::from(addr.raw()))
+        self.add_word(addr.raw())
     }
 
     #[inline(always)]

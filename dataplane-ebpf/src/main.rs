@@ -24,14 +24,17 @@ mod encap;
 mod entry;
 mod maps;
 mod mesh;
+mod mss;
 mod next_hop;
 mod overlay;
 mod packet;
 mod redirect;
+mod refuse;
 mod reset;
 mod service;
 mod skb;
 mod socket;
+mod too_big;
 mod vip;
 
 #[panic_handler]

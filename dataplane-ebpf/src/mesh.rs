@@ -13,8 +13,9 @@ use crate::{
     count,
     maps::{FLOWS, LOCAL},
     packet::{Mac, Packet, TCP_FIN, TCP_RST},
-    redirect, reset, service,
+    mss, redirect, refuse, service,
     skb::{Skb, Verdict},
+    too_big,
 };
 
 /// How many backends a service may have for the search among all of them: each is a hop for a packet
@@ -33,7 +34,7 @@ pub struct Arrival {
 }
 
 /// Delivers a packet for a published port to a task of this node, or hands it on to the owner
-/// before the last change of the ring.
+/// before the last change of the ring. The packet is as it came when this fails.
 #[inline(always)]
 pub fn deliver(
     skb: Skb,
@@ -59,7 +60,7 @@ pub fn deliver(
         flow = local.and_then(|at| live_flow(packet, published, endpoint, at));
     }
     let Some(local) = local else {
-        return refuse(skb, config, packet, arrival, DropReason::BackendGone);
+        return Err(DropReason::BackendGone);
     };
 
     let opens_flow = match flow {
@@ -77,8 +78,8 @@ pub fn deliver(
     into_task(skb, config, packet, local, published.target_port)
 }
 
-/// Drops a packet of the mesh for `reason`; a client that waits for an answer gets a RST, by the way
-/// that replies take.
+/// Drops a packet of the mesh for `reason`; a client that is to hear of it does, by the way that
+/// replies take.
 #[inline(always)]
 pub fn refuse(
     skb: Skb,
@@ -87,7 +88,7 @@ pub fn refuse(
     arrival: Arrival,
     reason: DropReason,
 ) -> Result<Verdict, DropReason> {
-    reset::refuse(skb, packet, reason, || {
+    refuse::refuse(skb, config, packet, packet.dst, reason, || {
         if arrival.entry.is_zero() {
             return redirect::by_route(skb, config, packet, packet.dst, packet.src);
         }
@@ -359,6 +360,7 @@ fn into_task(
     target_port: Be16,
 ) -> Result<Verdict, DropReason> {
     let ttl = routed_ttl(packet)?;
+    mss::clamp(skb, config, packet)?;
     skb.set_dst_port(packet, target_port)?;
     skb.set_ip(packet, packet.src, local.addr, ttl)?;
     skb.set_macs(Mac::new(local.mac), Mac::new(task_mac(config.gateway_addr)))?;
@@ -382,6 +384,7 @@ pub fn forward(
     packet: &Packet,
     backend: &BackendValue,
 ) -> Result<Verdict, DropReason> {
+    too_big::check(skb, config, packet)?;
     let dst = Mac::new(Kind::Forward.mac(backend.endpoint));
     skb.set_macs(dst, Mac::new(task_mac(config.vtep)))?;
     redirect::into_tunnel(skb, config, config.mesh_vni, backend.vtep, packet.tos)
@@ -395,6 +398,7 @@ fn hand_on(
     owner: Owner,
     arrival: Arrival,
 ) -> Result<Verdict, DropReason> {
+    too_big::check(skb, config, packet)?;
     if arrival.second_hop {
         // Nodes whose rings differ for a moment must not pass it round for ever.
         let ttl = routed_ttl(packet)?;
@@ -436,9 +440,19 @@ pub fn reply(
     if packet.is_fragment() {
         return Err(DropReason::Fragmented);
     }
+    let (entry, src, port) = (flow.entry_vtep, flow.node_addr, flow.published);
+    if !entry.is_zero()
+        && let Err(reason) = too_big::check(skb, config, packet)
+    {
+        return refuse::refuse(skb, config, packet, config.gateway_addr, reason, || {
+            let (task, bridge) = (task_mac(packet.src), task_mac(config.gateway_addr));
+            skb.set_macs(Mac::new(task), Mac::new(bridge))?;
+            Ok(redirect::into_task(skb.ifindex()))
+        });
+    }
+    mss::clamp(skb, config, packet)?;
     touch(flow, packet, FLOW_TASK_FIN);
     count::packet(flow.stats, skb.volume(), false);
-    let (entry, src, port) = (flow.entry_vtep, flow.node_addr, flow.published);
     let ttl = routed_ttl(packet)?;
     let dst_mac = Mac::new(Kind::Return.mac(flow.endpoint));
     skb.set_src_port(packet, port)?;

@@ -23,8 +23,11 @@ pub const TCP_SYN: u8 = 0x02;
 pub const TCP_RST: u8 = 0x04;
 pub const TCP_ACK: u8 = 0x10;
 
+const UDP_LEN: usize = 8;
+
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 const MORE_FRAGMENTS: u16 = 0x2000;
+const DONT_FRAGMENT: u16 = 0x4000;
 
 /// The bytes that a program may look at: `ctx.data..ctx.data_end`. Void once a helper changed the
 /// packet; the verifier refuses its use then.
@@ -121,6 +124,8 @@ pub struct Packet {
     pub proto: u8,
     /// Zero for other protocols.
     pub tcp_flags: u8,
+    /// TCP's header with its options, or UDP's; zero for other protocols.
+    pub l4_len: usize,
     /// Where the transport header starts, counted from the Ethernet header.
     pub l4: usize,
     /// Zero for protocols without ports, and in later fragments.
@@ -149,6 +154,7 @@ impl Packet {
             ttl,
             proto,
             tcp_flags: 0,
+            l4_len: 0,
             l4: ETH_LEN + header_len,
             src_port: Be16::ZERO,
             dst_port: Be16::ZERO,
@@ -159,10 +165,12 @@ impl Packet {
             packet.dst_port = Be16::from_raw(ports[1]);
             if proto == PROTO_TCP {
                 // With the checksum, so that whoever translates the packet finds it there.
-                let [_, flags] = bytes.read::<[u16; 3]>(packet.l4 + 12)?[0].to_ne_bytes();
+                let [offset, flags] = bytes.read::<[u16; 3]>(packet.l4 + 12)?[0].to_ne_bytes();
                 packet.tcp_flags = flags;
+                packet.l4_len = usize::from(offset >> 4) * 4;
             } else {
                 bytes.read::<u16>(packet.l4 + 6)?;
+                packet.l4_len = UDP_LEN;
             }
         }
         Ok(packet)
@@ -182,6 +190,12 @@ impl Packet {
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
         self.fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0
+    }
+
+    /// Its sender wants to hear of a way that it does not fit (RFC 1191).
+    #[inline(always)]
+    pub fn must_stay_whole(&self) -> bool {
+        self.fragment & DONT_FRAGMENT != 0
     }
 
     /// The first packet of a TCP connection.

@@ -5,13 +5,12 @@ use aya_ebpf::{
     bindings::BPF_F_PSEUDO_HDR,
     helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail},
 };
-use dataplane_abi::DropReason;
+use dataplane_abi::{Be32, DropReason};
 
 use crate::{
     checksum::Sum,
-    count,
     packet::{ETH_LEN, PROTO_TCP, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
-    skb::{Skb, Verdict},
+    skb::Skb,
 };
 
 const IPV4_LEN: usize = 20;
@@ -35,29 +34,6 @@ pub fn is_due(packet: &Packet, reason: DropReason) -> bool {
     due && packet.proto == PROTO_TCP && packet.tcp_flags & TCP_RST == 0
 }
 
-/// Drops `packet` for `reason`, and if a RST is due has `send` bring it back to its sender: from
-/// `packet.dst` to `packet.src`, behind an Ethernet header that is still the packet's.
-///
-/// Where that fails too, the reason stays the first one.
-#[inline(always)]
-pub fn refuse(
-    skb: Skb,
-    packet: &Packet,
-    reason: DropReason,
-    send: impl FnOnce() -> Result<Verdict, DropReason>,
-) -> Result<Verdict, DropReason> {
-    if !is_due(packet, reason) {
-        return Err(reason);
-    }
-    let volume = skb.volume();
-    if turn_round(skb, packet).is_err() {
-        return Err(reason);
-    }
-    let verdict = send().map_err(|_| reason)?;
-    count::dropped(reason, volume);
-    Ok(verdict)
-}
-
 /// Sequence number, acknowledgement and flags of the RST.
 struct Answer {
     seq: u32,
@@ -67,7 +43,7 @@ struct Answer {
 
 /// Makes the packet a RST to its sender. Packets with IP options stay what they are.
 #[inline(always)]
-fn turn_round(skb: Skb, packet: &Packet) -> Result<(), DropReason> {
+pub fn turn_round(skb: Skb, packet: &Packet) -> Result<(), DropReason> {
     if packet.l4 != TCP_AT {
         return Err(DropReason::BadIpHeader);
     }
@@ -83,10 +59,10 @@ fn turn_round(skb: Skb, packet: &Packet) -> Result<(), DropReason> {
         .add_addr(ip_src)
         .add_addr(ip_dst)
         .field();
-    let [s0, s1] = halves(ip_src.raw());
-    let [d0, d1] = halves(ip_dst.raw());
-    let [seq0, seq1] = halves(answer.seq.to_be());
-    let [ack0, ack1] = halves(answer.ack.to_be());
+    let [s0, s1] = ip_src.halves();
+    let [d0, d1] = ip_dst.halves();
+    let [seq0, seq1] = Be32::from_host(answer.seq).halves();
+    let [ack0, ack1] = Be32::from_host(answer.ack).halves();
     let offset_flags = ((TCP_LEN as u16 / 4) << 12 | u16::from(answer.flags)).to_be();
     let tcp = [
         packet.dst_port.raw(),
@@ -170,13 +146,6 @@ fn fill_checksum(skb: Skb, header: Sum, pseudo: Sum) -> Result<(), DropReason> {
     // SAFETY: as above.
     unsafe { bpf_csum_update(skb.0, !header.folded()) };
     Ok(())
-}
-
-/// A 32-bit value in memory order as two halfwords, and back to host order.
-#[inline(always)]
-fn halves(raw: u32) -> [u16; 2] {
-    let [a, b, c, d] = raw.to_ne_bytes();
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,
     },
-    helpers::generated::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes},
+    helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes},
     programs::TcContext,
 };
 use dataplane_abi::{Be16, Be32, DropReason};
@@ -61,6 +61,37 @@ impl Skb {
         Volume {
             packets: u64::from(if segments == 0 { 1 } else { segments }),
             bytes: len.into(),
+        }
+    }
+
+    /// Length of the longest IPv4 packet that leaves a device: a GSO packet's segment.
+    #[inline(always)]
+    pub fn ip_len(self, packet: &Packet) -> u32 {
+        // SAFETY: as above.
+        let (len, segment) = unsafe { ((*self.0).len, (*self.0).gso_size) };
+        if segment == 0 {
+            return len - ETH_LEN as u32;
+        }
+        (packet.l4 - ETH_LEN + packet.l4_len) as u32 + segment
+    }
+
+    /// Bytes at an offset that the verifier need not bound.
+    #[inline(always)]
+    pub fn load<const N: usize>(self, offset: usize) -> Result<[u8; N], DropReason> {
+        let mut bytes = [0; N];
+        // SAFETY: the bytes live on the stack and are passed with their size; the helper checks the
+        // offset.
+        let loaded = unsafe {
+            bpf_skb_load_bytes(
+                self.0.cast(),
+                offset as u32,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            )
+        };
+        match loaded {
+            0 => Ok(bytes),
+            _ => Err(DropReason::Truncated),
         }
     }
 
@@ -151,16 +182,17 @@ impl Skb {
 
     #[inline(always)]
     pub fn set_src_port(self, packet: &Packet, port: Be16) -> Result<(), DropReason> {
-        self.set_port(packet, packet.l4, packet.src_port, port)
+        self.set_half(packet, packet.l4, packet.src_port, port)
     }
 
     #[inline(always)]
     pub fn set_dst_port(self, packet: &Packet, port: Be16) -> Result<(), DropReason> {
-        self.set_port(packet, packet.l4 + 2, packet.dst_port, port)
+        self.set_half(packet, packet.l4 + 2, packet.dst_port, port)
     }
 
+    /// Replaces two bytes of the transport header, and tells its checksum.
     #[inline(always)]
-    fn set_port(
+    pub fn set_half(
         self,
         packet: &Packet,
         offset: usize,
@@ -170,7 +202,12 @@ impl Skb {
         if old == new {
             return Ok(());
         }
-        self.fix_transport(packet, old.raw().into(), new.raw().into(), 2)?;
+        // The sum takes bytes in pairs from the header's start.
+        let summed = |half: Be16| match (offset - packet.l4) % 2 {
+            0 => half.raw(),
+            _ => half.raw().swap_bytes(),
+        };
+        self.fix_transport(packet, summed(old).into(), summed(new).into(), 2)?;
         self.store(offset, &new.raw())
     }
 

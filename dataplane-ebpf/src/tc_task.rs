@@ -8,9 +8,9 @@ use crate::{
     maps::VETHS,
     overlay,
     packet::{Bytes, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac, Packet},
-    redirect, service,
+    redirect, refuse, service,
     skb::{Skb, Verdict},
-    vip,
+    too_big, vip,
 };
 
 #[classifier]
@@ -52,6 +52,9 @@ fn ipv4(skb: Skb, bytes: Bytes, veth: &VethValue) -> Result<Verdict, DropReason>
     };
     if endpoint.vtep.is_zero() {
         return overlay::deliver(skb, veth.vni, endpoint, &packet, Mac::new(veth.mac));
+    }
+    if let Err(reason) = too_big::check(skb, config, &packet) {
+        return refuse::into_sender(skb, config, veth, &packet, reason);
     }
     // Our own ARP answer gave the task the right one, unless the endpoint moved since.
     if dst_mac != Mac::new(endpoint.mac) {

@@ -1,7 +1,7 @@
 //! `sn_tc_uplink`: tcx ingress of the uplink. The mesh's entry.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use dataplane_abi::{Be32, DropReason};
+use dataplane_abi::{Be32, DropReason, NodeConfig};
 
 use crate::{
     count,
@@ -32,14 +32,22 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
         entry: Be32::ZERO,
         second_hop: false,
     };
-    let backend = match entry.backend(config) {
-        Ok(backend) => backend,
-        Err(reason) => return mesh::refuse(skb, config, &entry.packet, arrival, reason),
-    };
+    enter(skb, config, &entry, &mut arrival)
+        .or_else(|reason| mesh::refuse(skb, config, &entry.packet, arrival, reason))
+}
+
+#[inline(always)]
+fn enter(
+    skb: Skb,
+    config: &NodeConfig,
+    entry: &Entry,
+    arrival: &mut Arrival,
+) -> Result<Verdict, DropReason> {
+    let backend = entry.backend(config)?;
     count::packet(entry.service.stats, skb.volume(), entry.packet.is_syn());
     if !backend.vtep.is_zero() {
         return mesh::forward(skb, config, &entry.packet, backend);
     }
     arrival.endpoint = backend.endpoint;
-    mesh::deliver(skb, config, &entry.packet, entry.service, arrival)
+    mesh::deliver(skb, config, &entry.packet, entry.service, *arrival)
 }

@@ -99,4 +99,5 @@ fn mesh(
         second_hop: kind == Kind::SecondHop,
     };
     mesh::deliver(skb, config, packet, published, arrival)
+        .or_else(|reason| mesh::refuse(skb, config, packet, arrival, reason))
 }

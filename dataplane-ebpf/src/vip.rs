@@ -13,8 +13,9 @@ use crate::{
     count,
     maps::{ENDPOINTS, VIP_FLOWS, VIPS},
     packet::{Mac, PROTO_ICMP, Packet},
-    redirect, reset, service,
+    redirect, refuse, service,
     skb::{Skb, Verdict},
+    too_big,
 };
 
 #[inline(always)]
@@ -60,14 +61,15 @@ pub fn outbound(
 
     let backend = service::slot(vip, packet.hash(config.ring_seed))
         .and_then(|slot| backend_of_flow(veth, packet, vip, slot));
+    let backend = backend.and_then(|(backend, opens_flow)| {
+        if !backend.vtep.is_zero() {
+            too_big::check(skb, config, packet)?;
+        }
+        Ok((backend, opens_flow))
+    });
     let (backend, opens_flow) = match backend {
         Ok(backend) => backend,
-        Err(reason) => {
-            return reset::refuse(skb, packet, reason, || {
-                skb.set_macs(Mac::new(veth.mac), Mac::new(task_mac(packet.dst)))?;
-                Ok(redirect::into_task(skb.ifindex()))
-            });
-        }
+        Err(reason) => return refuse::into_sender(skb, config, veth, packet, reason),
     };
     // For each packet: the agent may have replaced the entry from an older copy.
     if client.flags & ENDPOINT_HAS_VIP_FLOWS == 0 {

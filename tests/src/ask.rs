@@ -1,8 +1,9 @@
 //! Questions to the lab's server, from wherever a [`Host`] is.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
+    thread,
     time::Duration,
 };
 
@@ -123,6 +124,29 @@ impl Conversation {
     fn line(&mut self) -> Result<String> {
         read_line(&mut self.reader)
     }
+}
+
+/// Sends so many bytes on one connection and checks that each comes back.
+///
+/// # Errors
+/// When the connection breaks or stalls.
+pub fn send_through(host: &Host, to: (Ipv4Addr, u16), len: usize) -> Result<()> {
+    let conversation = Conversation::begin(host, to)?;
+    let mut reader = conversation.reader;
+    let data: Vec<u8> = (0..len).map(|i| ((i * 31) >> 3) as u8).collect();
+    let mut writer = reader.get_ref().try_clone()?;
+    writer.set_write_timeout(Some(PATIENCE))?;
+    let mut back = vec![0; len];
+    thread::scope(|scope| {
+        let sent = scope.spawn(|| writer.write_all(&data));
+        reader
+            .read_exact(&mut back)
+            .context("the way back stalls")?;
+        let sent = sent.join().expect("the writer does not panic");
+        sent.context("the way there stalls")
+    })?;
+    ensure!(back == data, "what came back differs");
+    Ok(())
 }
 
 fn read_line(reader: &mut BufReader<TcpStream>) -> Result<String> {

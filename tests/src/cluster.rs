@@ -24,6 +24,18 @@ impl Cluster {
     /// # Errors
     /// What the lab could not do.
     pub fn with_uplink_mode(uplink_mode: &'static str) -> Result<Self> {
+        Self::with(uplink_mode, 1500)
+    }
+
+    /// On an underlay of this MTU.
+    ///
+    /// # Errors
+    /// What the lab could not do.
+    pub fn with_mtu(mtu: u32) -> Result<Self> {
+        Self::with("tc", mtu)
+    }
+
+    fn with(uplink_mode: &'static str, mtu: u32) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{}{}", std::process::id(), char::from(b'a' + nth as u8));
@@ -34,7 +46,7 @@ impl Cluster {
             nodes: 3,
             binary: binaries.join("swarmnet"),
             uplink_mode,
-            mtu: 1500,
+            mtu,
             wiring: Wiring::Switch,
         })?;
         lab.form_cluster()?;
@@ -68,6 +80,29 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// The virtual address of a service.
+    ///
+    /// # Errors
+    /// What the command said.
+    pub fn vip(&self, service: &str) -> Result<Ipv4Addr> {
+        let format = "{{(index .Endpoint.VirtualIPs 0).Addr}}";
+        let inspect = ["service", "inspect", "--format", format, service];
+        let shown = self.node(1).docker(&inspect)?;
+        Ok(shown.split('/').next().context("an address")?.parse()?)
+    }
+
+    /// The address of a task's eth0.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn overlay_addr(&self, task: &RunningTask) -> Result<Ipv4Addr> {
+        let show = ["-4", "-o", "address", "show", "dev", "eth0"];
+        let shown = self.inside(task).ip(&show)?;
+        let cidr = shown.split_whitespace().nth(3);
+        let cidr = cidr.context("eth0 has an address")?;
+        Ok(cidr.split('/').next().context("an address")?.parse()?)
+    }
+
     /// Path of the lab's server, for `--args`.
     pub fn whoami(&self) -> &str {
         &self.whoami

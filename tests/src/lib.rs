@@ -2,9 +2,11 @@
 
 mod ask;
 mod cluster;
+mod datagram;
 mod traffic;
 
-pub use ask::{Answer, Conversation, ask_tcp, ask_udp};
+pub use ask::{Answer, Conversation, ask_tcp, ask_udp, send_through};
 pub use cluster::Cluster;
+pub use datagram::{Datagrams, Fragments};
 pub use lab::RunningTask as Task;
 pub use traffic::Traffic;

@@ -3,20 +3,8 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result};
-use swarmnet_tests::{Cluster, Task, ask_tcp, ask_udp};
-
-/// The address of a task's eth0.
-fn addr(cluster: &Cluster, task: &Task) -> Result<Ipv4Addr> {
-    let shown = cluster
-        .inside(task)
-        .ip(&["-4", "-o", "address", "show", "dev", "eth0"])?;
-    let cidr = shown
-        .split_whitespace()
-        .nth(3)
-        .context("eth0 has an address")?;
-    Ok(cidr.split('/').next().context("an address")?.parse()?)
-}
+use anyhow::Result;
+use swarmnet_tests::{Cluster, ask_tcp, ask_udp};
 
 #[test]
 fn tasks_on_different_nodes_talk_by_their_own_addresses() -> Result<()> {
@@ -28,7 +16,7 @@ fn tasks_on_different_nodes_talk_by_their_own_addresses() -> Result<()> {
     cluster.settle()?;
     for from in &tasks {
         for to in &tasks {
-            let addr = addr(&cluster, to)?;
+            let addr = cluster.overlay_addr(to)?;
             let answer = ask_tcp(&cluster.inside(from), (addr, 80))?;
             assert_eq!(
                 (answer.task, answer.client),
@@ -57,7 +45,7 @@ fn interfaces_are_as_documented() -> Result<()> {
     let inside = cluster.inside(&tasks[0]);
     let eth0 = inside.ip(&["-o", "link", "show", "dev", "eth0"])?;
     assert!(eth0.contains("mtu 1450"), "{eth0}");
-    let octets = addr(&cluster, &tasks[0])?.octets();
+    let octets = cluster.overlay_addr(&tasks[0])?.octets();
     assert_eq!(octets[..3], [10, 9, 0]);
     let mac = format!("02:42:0a:09:00:{:02x}", octets[3]);
     assert!(eth0.contains(&mac), "{eth0}");
@@ -81,7 +69,7 @@ fn networks_are_isolated() -> Result<()> {
     cluster.settle()?;
     for from in &red {
         for to in &blue {
-            let denied = ask_tcp(&cluster.inside(from), (addr(&cluster, to)?, 80));
+            let denied = ask_tcp(&cluster.inside(from), (cluster.overlay_addr(to)?, 80));
             assert!(denied.is_err(), "red reached blue: {denied:?}");
         }
     }

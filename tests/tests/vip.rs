@@ -1,21 +1,10 @@
 //! Virtual addresses: a service's name leads to one, a connection to it to a backend, which sees
 //! the caller's own address.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::collections::BTreeSet;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use swarmnet_tests::{Cluster, ask_tcp, ask_udp};
-
-fn vip(cluster: &Cluster, service: &str) -> Result<Ipv4Addr> {
-    let shown = cluster.node(1).docker(&[
-        "service",
-        "inspect",
-        "--format",
-        "{{(index .Endpoint.VirtualIPs 0).Addr}}",
-        service,
-    ])?;
-    Ok(shown.split('/').next().context("an address")?.parse()?)
-}
 
 #[test]
 fn connections_and_datagrams_to_a_vip_reach_all_backends_with_the_callers_address() -> Result<()> {
@@ -26,7 +15,7 @@ fn connections_and_datagrams_to_a_vip_reach_all_backends_with_the_callers_addres
     let backends = cluster.serve("web", 3, &["--network", "net"])?;
     let callers = cluster.serve("caller", 3, &["--network", "net"])?;
     cluster.settle()?;
-    let vip = vip(&cluster, "web")?;
+    let vip = cluster.vip("web")?;
     let all: BTreeSet<_> = backends.iter().map(|task| task.hostname.clone()).collect();
     for caller in &callers {
         let inside = cluster.inside(caller);
@@ -52,7 +41,7 @@ fn task_reaches_itself_by_its_own_vip() -> Result<()> {
         .cli(&["network", "create", "-d", "overlay", "net"])?;
     let tasks = cluster.serve("web", 1, &["--network", "net"])?;
     cluster.settle()?;
-    let vip = vip(&cluster, "web")?;
+    let vip = cluster.vip("web")?;
     let inside = cluster.inside(&tasks[0]);
     assert_eq!(ask_tcp(&inside, (vip, 80))?.task, tasks[0].hostname);
     assert_eq!(ask_udp(&inside, (vip, 80))?.task, tasks[0].hostname);
@@ -70,7 +59,7 @@ fn vip_of_a_foreign_network_does_not_answer() -> Result<()> {
     cluster.serve("web", 1, &["--network", "red"])?;
     let callers = cluster.serve("caller", 1, &["--network", "blue"])?;
     cluster.settle()?;
-    let vip = vip(&cluster, "web")?;
+    let vip = cluster.vip("web")?;
     assert!(ask_tcp(&cluster.inside(&callers[0]), (vip, 80)).is_err());
     Ok(())
 }

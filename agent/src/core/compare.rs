@@ -24,12 +24,17 @@ impl Core {
         }
         let links = links::ensure_node_links(&self.links_spec).await?;
         if links != self.links {
-            info!("the node's links or addresses changed");
+            info!(
+                underlay.mtu = links.underlay_mtu,
+                "the node's links or addresses changed"
+            );
             if links.uplink_ifindex != self.links.uplink_ifindex {
                 self.datapath.detach_uplink(self.links.uplink_ifindex)?;
             }
             self.local.vxlan_ifindex = links.vxlan_ifindex;
             self.local.uplink_ifindex = links.uplink_ifindex;
+            self.local.underlay_mtu = links.underlay_mtu;
+            self.underlay_mtu.send_replace(links.underlay_mtu);
             self.local.gateway_ifindex = links.gateway_ifindex;
             self.local.node_addrs = links.addrs.clone();
             self.links = links;

@@ -57,6 +57,7 @@ pub(crate) struct Core {
     applied: watch::Sender<Applied>,
     /// The newest view, applied or not, for the resolvers.
     views: watch::Sender<Arc<NodeView>>,
+    underlay_mtu: watch::Sender<u32>,
     runners: BTreeMap<TaskId, RunnerHandle>,
     /// Found at the start and not known to the view: they wait for a word from a manager.
     strays: BTreeMap<TaskId, Origin>,
@@ -118,6 +119,7 @@ impl Core {
         let gateways = GatewayPool::new(records.iter().map(|record| record.gateway));
         let (messages, runner_inbox) = mpsc::channel(QUEUE_LEN);
         let (views, view_watch) = watch::channel(view.clone());
+        let (underlay_mtu, mtu_watch) = watch::channel(links.underlay_mtu);
         let (applied, applied_watch) = watch::channel(Applied {
             view: view.clone(),
             digest: view.digest(),
@@ -127,6 +129,7 @@ impl Core {
             paths,
             gateways: Arc::new(Mutex::new(gateways)),
             view: view_watch,
+            underlay_mtu: mtu_watch,
             upstreams: node_resolvers(),
             messages,
         };
@@ -134,6 +137,7 @@ impl Core {
             node: credentials.node,
             vxlan_ifindex: links.vxlan_ifindex,
             uplink_ifindex: links.uplink_ifindex,
+            underlay_mtu: links.underlay_mtu,
             gateway_ifindex: links.gateway_ifindex,
             gateway_addr: links_spec.gateway_addr,
             node_addrs: links.addrs.clone(),
@@ -150,6 +154,7 @@ impl Core {
             local,
             applied,
             views,
+            underlay_mtu,
             runners: BTreeMap::new(),
             strays: BTreeMap::new(),
             owes_ack: false,

@@ -4,6 +4,7 @@
 use std::{fs, net::Ipv4Addr};
 
 use dataplane_abi::net::task_mac;
+use futures::TryStreamExt;
 use rtnetlink::{
     LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan,
     packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
@@ -31,6 +32,8 @@ pub struct NodeLinks {
     pub vxlan_ifindex: u32,
     pub gateway_ifindex: u32,
     pub uplink_ifindex: u32,
+    /// MTU of the uplink: bounds what the tunnel carries.
+    pub underlay_mtu: u32,
     /// All IPv4 addresses of the node but loopback ones.
     pub addrs: Vec<Ipv4Addr>,
 }
@@ -45,19 +48,7 @@ pub async fn ensure_node_links(spec: &NodeLinksSpec) -> Result<NodeLinks> {
     let vxlan_ifindex = ensure_vxlan(&netlink, spec.data_port).await?;
     let gateway_ifindex = ensure_bridge(&netlink, spec).await?;
     let addrs = addresses().await?;
-    let uplink_ifindex = match &spec.uplink {
-        Some(name) => {
-            find(&netlink.handle, name)
-                .await?
-                .ok_or_else(|| LinkError::UnknownUplink(name.clone()))?
-                .header
-                .index
-        }
-        None => {
-            let owner = addrs.iter().find(|(_, addr)| *addr == spec.vtep);
-            owner.ok_or(LinkError::NoUplink(spec.vtep))?.0
-        }
-    };
+    let uplink = uplink(&netlink, spec, &addrs).await?;
     let mut addrs: Vec<_> = addrs
         .into_iter()
         .map(|(_, addr)| addr)
@@ -68,9 +59,45 @@ pub async fn ensure_node_links(spec: &NodeLinksSpec) -> Result<NodeLinks> {
     Ok(NodeLinks {
         vxlan_ifindex,
         gateway_ifindex,
-        uplink_ifindex,
+        uplink_ifindex: uplink.header.index,
+        underlay_mtu: mtu(&uplink),
         addrs,
     })
+}
+
+async fn uplink(
+    netlink: &Netlink,
+    spec: &NodeLinksSpec,
+    addrs: &[(u32, Ipv4Addr)],
+) -> Result<LinkMessage> {
+    if let Some(name) = &spec.uplink {
+        let found = find(&netlink.handle, name).await?;
+        return found.ok_or_else(|| LinkError::UnknownUplink(name.clone()));
+    }
+    let owner = addrs.iter().find(|(_, addr)| *addr == spec.vtep);
+    let (index, _) = owner.ok_or(LinkError::NoUplink(spec.vtep))?;
+    let mut link = netlink.handle.link().get().match_index(*index).execute();
+    let found = link.try_next().await;
+    found
+        .map_err(|source| LinkError::Netlink {
+            link: format!("index {index}"),
+            action: "look it up",
+            source,
+        })?
+        .ok_or(LinkError::NoUplink(spec.vtep))
+}
+
+fn mtu(link: &LinkMessage) -> u32 {
+    let mtu = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+    // A veth has no more; the loopback device has.
+    mtu.expect("the kernel tells every link's MTU")
+        .min(u16::MAX.into())
 }
 
 /// Removes the node's devices, for a node that leaves.

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use dataplane_abi::net::{task_mac, tunnel_mtu};
 use ipnet::Ipv4Net;
 use model::EndpointId;
 use rtnetlink::{
@@ -19,9 +20,6 @@ use super::{
 };
 use crate::netns::Netns;
 
-/// MTU of overlay interfaces: a usual underlay's 1500 less 50 for VXLAN over IPv4.
-const OVERLAY_MTU: u32 = 1450;
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskLinksSpec {
     pub endpoint: EndpointId,
@@ -31,6 +29,9 @@ pub struct TaskLinksSpec {
     pub gateway: Ipv4Net,
     /// The bridge's address: the default route.
     pub gateway_addr: Ipv4Addr,
+    /// MTU of the node's uplink: the gateway interface has it too, overlays leave room for the
+    /// tunnel.
+    pub underlay_mtu: u32,
 }
 
 /// Interface indexes of the host sides.
@@ -63,7 +64,7 @@ pub async fn ensure_task_links(spec: &TaskLinksSpec, netns: &Netns) -> Result<Ho
             host: overlay_name(spec.endpoint, nth),
             task: format!("eth{nth}"),
             addr: *addr,
-            mtu: OVERLAY_MTU,
+            mtu: tunnel_mtu(spec.underlay_mtu),
         };
         overlays.push(veth.ensure(&host, &inside, netns).await?);
     }
@@ -71,7 +72,7 @@ pub async fn ensure_task_links(spec: &TaskLinksSpec, netns: &Netns) -> Result<Ho
         host: gateway_name(spec.endpoint),
         task: format!("eth{}", spec.overlays.len()),
         addr: spec.gateway,
-        mtu: 1500,
+        mtu: spec.underlay_mtu,
     };
     let gateway = veth.ensure(&host, &inside, netns).await?;
     let bridge = must_find(&host.handle, GATEWAY_BRIDGE).await?.header.index;
@@ -88,7 +89,7 @@ pub async fn ensure_task_links(spec: &TaskLinksSpec, netns: &Netns) -> Result<Ho
             action: "put it on the gateway bridge",
             source,
         })?;
-    ensure_default_route(&inside, &veth.task, spec.gateway_addr).await?;
+    ensure_default_route(&inside, &veth.task, spec).await?;
     Ok(HostVeths { overlays, gateway })
 }
 
@@ -187,7 +188,7 @@ impl Veth {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(self.task.clone())
             .setns_by_fd(netns.fd())
-            .address(dataplane_abi::net::task_mac(self.addr.addr().into()).to_vec())
+            .address(task_mac(self.addr.addr().into()).to_vec())
             .append_extra_attribute(LinkAttribute::Mtu(self.mtu))
             .build();
         LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
@@ -200,15 +201,16 @@ impl Veth {
 
 /// The route's MTU, not the interface's, leaves room for the tunnel: mesh replies are wrapped, and
 /// what the task advertises bounds what mesh clients send.
-async fn ensure_default_route(inside: &Netlink, link: &str, via: Ipv4Addr) -> Result<()> {
+async fn ensure_default_route(inside: &Netlink, link: &str, spec: &TaskLinksSpec) -> Result<()> {
+    let mtu = tunnel_mtu(spec.underlay_mtu);
     let index = must_find(&inside.handle, link).await?.header.index;
     let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
         .output_interface(index)
-        .gateway(via)
+        .gateway(spec.gateway_addr)
         .build();
     route.attributes.push(RouteAttribute::Metrics(vec![
-        RouteMetric::Mtu(OVERLAY_MTU),
-        RouteMetric::Advmss(OVERLAY_MTU - 40),
+        RouteMetric::Mtu(mtu),
+        RouteMetric::Advmss(mtu.saturating_sub(40)),
     ]));
     let added = inside.handle.route().add(route).replace().execute().await;
     added.map_err(|source| LinkError::Netlink {

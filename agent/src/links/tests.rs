@@ -53,6 +53,7 @@ fn task_spec() -> TaskLinksSpec {
         overlays: vec![net([10, 0, 1, 3], 24), net([10, 0, 2, 3], 24)],
         gateway: net([172, 18, 0, 2], 16),
         gateway_addr: Ipv4Addr::new(172, 18, 0, 1),
+        underlay_mtu: 9000,
     }
 }
 
@@ -66,6 +67,36 @@ fn second_ensure_changes_nothing() {
         assert_eq!(
             find_host_veths(EndpointId(0xfeed), 2).await.unwrap(),
             Some(veths)
+        );
+    });
+}
+
+#[test]
+fn mtus_follow_the_underlays() {
+    on_a_node(|task| async move {
+        let links = ensure_node_links(&node_spec()).await.unwrap();
+        assert_eq!(links.underlay_mtu, 65_535, "the loopback device's");
+        ensure_task_links(&task_spec(), &task).await.unwrap();
+        let shown = task
+            .run(|| {
+                let ip = |args: &[&str]| std::process::Command::new("ip").args(args).output();
+                let [links, routes] = [ip(&["-o", "link"])?, ip(&["route"])?];
+                Ok(String::from_utf8([links.stdout, routes.stdout].concat()).unwrap())
+            })
+            .unwrap();
+        for expected in ["eth0", "eth1"] {
+            let line = shown.lines().find(|line| line.contains(expected)).unwrap();
+            assert!(line.contains("mtu 8950"), "{shown}");
+        }
+        let line = shown.lines().find(|line| line.contains("eth2")).unwrap();
+        assert!(line.contains("mtu 9000"), "{shown}");
+        let line = shown
+            .lines()
+            .find(|line| line.starts_with("default"))
+            .unwrap();
+        assert!(
+            line.contains("mtu 8950") && line.contains("advmss 8910"),
+            "{shown}"
         );
     });
 }

@@ -18,8 +18,8 @@ use aya::programs::{
 use dataplane_abi::{Be16, Be32, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig};
 
 use super::{
-    GATEWAY_ADDR, GATEWAY_MASK, MESH_VNI, Namespace, Node, Place, RING_SEED, SOCKET_PROGRAMS, ip,
-    program,
+    GATEWAY_ADDR, GATEWAY_MASK, MESH_VNI, Namespace, Node, Place, RING_SEED, SOCKET_PROGRAMS,
+    TUNNEL_MTU, ip, program,
 };
 
 /// No exchange here takes longer unless it is broken.
@@ -95,6 +95,8 @@ impl Switch {
             data_port: Be16::from_host(4789),
             generation: 1,
             gateway_mask: GATEWAY_MASK,
+            tunnel_mtu: TUNNEL_MTU,
+            _pad: 0,
         });
         node.node_addr(addr);
         node.put("NETNS", namespace.cookie(), netns_value(NETNS_NODE, &[]));

@@ -43,6 +43,8 @@ pub const LOOPBACK: u32 = 1;
 pub const MESH_VNI: u32 = 4096;
 pub const RING_SEED: u64 = 0x5eed;
 pub const VXLAN_IFINDEX: u32 = 901;
+/// Of an underlay of 1500 bytes.
+pub const TUNNEL_MTU: u32 = 1450;
 pub const GATEWAY_ADDR: Be32 = ip(172, 18, 0, 1);
 pub const GATEWAY_MASK: Be32 = ip(255, 255, 0, 0);
 
@@ -100,6 +102,8 @@ impl Node {
             data_port: Be16::from_host(4789),
             generation: 1,
             gateway_mask: GATEWAY_MASK,
+            tunnel_mtu: TUNNEL_MTU,
+            _pad: 0,
         });
         node
     }
@@ -384,6 +388,16 @@ impl Node {
 pub enum Place {
     Here(u32),
     At(Be32),
+}
+
+pub const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+
+/// A namespace whose uplink leads to 203.0.113.0/24 by a known [`ROUTER`].
+pub fn with_route() -> PrivateNetns {
+    let netns = PrivateNetns::with_uplink();
+    netns.ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:99 dev up0 nud permanent");
+    netns.ip("route add 203.0.113.0/24 via 192.0.2.9");
+    netns
 }
 
 pub fn slot(now: u16, before: u16) -> RingSlot {

@@ -32,6 +32,7 @@ pub struct Frame {
     pub fragment: u16,
     pub options: Vec<u8>,
     pub transport: Transport,
+    pub tcp_options: Vec<u8>,
     pub payload: Vec<u8>,
 }
 
@@ -74,6 +75,7 @@ impl Frame {
             fragment: 0,
             options: Vec::new(),
             transport,
+            tcp_options: Vec::new(),
             payload: b"hello".to_vec(),
         }
     }
@@ -132,6 +134,17 @@ impl Frame {
     pub fn options(mut self, options: &[u8]) -> Self {
         self.options = options.to_vec();
         self
+    }
+
+    pub fn tcp_options(mut self, options: &[u8]) -> Self {
+        self.tcp_options = options.to_vec();
+        self
+    }
+
+    /// With zeroes as payload, so that the IPv4 packet has this length.
+    pub fn ip_len(self, len: usize) -> Self {
+        let empty = self.clone().payload(&[]).bytes().len() - 14;
+        self.payload(&vec![0; len - empty])
     }
 
     pub fn payload(mut self, payload: &[u8]) -> Self {
@@ -217,7 +230,7 @@ impl Frame {
         bytes
     }
 
-    fn proto(&self) -> u8 {
+    pub fn proto(&self) -> u8 {
         match self.transport {
             Transport::Tcp { .. } | Transport::Reset { .. } => TCP,
             Transport::Udp { .. } => UDP,
@@ -255,7 +268,10 @@ impl Frame {
             } => {
                 bytes.extend(sport.to_be_bytes());
                 bytes.extend(dport.to_be_bytes());
-                bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0x20, 0, 0, 0, 0, 0]);
+                assert_eq!(self.tcp_options.len() % 4, 0);
+                let offset = 0x50 + ((self.tcp_options.len() / 4) << 4) as u8;
+                bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, offset, flags, 0x20, 0, 0, 0, 0, 0]);
+                bytes.extend(&self.tcp_options);
                 Some(16)
             }
             Transport::Reset {
@@ -321,6 +337,74 @@ pub fn checksum(bytes: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// An ICMP error (RFC 792).
+#[derive(Clone)]
+pub struct IcmpError {
+    pub dst_mac: [u8; 6],
+    pub src_mac: [u8; 6],
+    pub src: Be32,
+    pub dst: Be32,
+    pub ttl: u8,
+    pub tos: u8,
+    pub id: u16,
+    pub kind: u8,
+    pub code: u8,
+    /// The four bytes behind the checksum.
+    pub rest: u32,
+    /// The packet that it is about, from its IPv4 header on.
+    pub quote: Vec<u8>,
+}
+
+impl IcmpError {
+    /// As the programs make it about `packet`: its first 68 bytes.
+    pub fn too_big(about: &Frame, router: Be32, mtu: u16) -> Self {
+        Self {
+            dst_mac: about.dst_mac,
+            src_mac: about.src_mac,
+            src: router,
+            dst: about.src,
+            ttl: 64,
+            tos: 0xc0,
+            id: 0,
+            kind: 3,
+            code: 4,
+            rest: mtu.into(),
+            quote: about.bytes()[14..14 + 68].to_vec(),
+        }
+    }
+
+    pub fn macs(mut self, dst: [u8; 6], src: [u8; 6]) -> Self {
+        self.dst_mac = dst;
+        self.src_mac = src;
+        self
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut icmp = vec![self.kind, self.code, 0, 0];
+        icmp.extend(self.rest.to_be_bytes());
+        icmp.extend(&self.quote);
+        let sum = checksum(&icmp);
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+
+        let mut ip = vec![0x45, self.tos];
+        ip.extend(((20 + icmp.len()) as u16).to_be_bytes());
+        ip.extend(self.id.to_be_bytes());
+        ip.extend([0, 0, self.ttl, 1, 0, 0]);
+        ip.extend(self.src.to_host().to_be_bytes());
+        ip.extend(self.dst.to_host().to_be_bytes());
+        let sum = checksum(&ip);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+
+        let mut bytes = Vec::new();
+        bytes.extend(self.dst_mac);
+        bytes.extend(self.src_mac);
+        bytes.extend([0x08, 0x00]);
+        bytes.extend(ip);
+        bytes.extend(icmp);
+        bytes
+    }
 }
 
 /// An ARP packet between Ethernet and IPv4.
