@@ -16,6 +16,11 @@ pub fn bridge_addr() -> Ipv4Addr {
     Ipv4Addr::new(172, 18, 0, 1)
 }
 
+/// That, with the subnet's length.
+pub fn bridge() -> Ipv4Net {
+    Ipv4Net::new(bridge_addr(), GATEWAY_PREFIX_LEN).expect("the data plane's is a prefix length")
+}
+
 /// Hands out addresses in turn, so that one just given back is the last to come again.
 #[derive(Debug)]
 pub struct GatewayPool {

@@ -18,6 +18,7 @@ use crate::{
     disk, gateway,
     links::{self, HostVeths, TaskLinksSpec},
     netns::Netns,
+    repair::Repairs,
 };
 
 /// What is needed to find a task's network again.
@@ -91,8 +92,32 @@ pub async fn create(
         &serde_json::to_vec_pretty(record)?,
     )?;
     let netns = Netns::ensure(&paths.netns(record.task))?;
-    let veths = links::ensure_task_links(&links_spec(record, underlay_mtu)?, &netns).await?;
-    local_task(record, &netns, &veths)
+    ensure(record, underlay_mtu, &netns, &mut Repairs::default()).await
+}
+
+/// Mends what is not as it should be of a task's network that is there.
+///
+/// # Errors
+/// Names the step.
+pub async fn mend(
+    paths: &NetworkPaths,
+    record: &NetworkRecord,
+    underlay_mtu: u32,
+    repairs: &mut Repairs,
+) -> Result<LocalTask> {
+    let netns = Netns::open(&paths.netns(record.task))?;
+    ensure(record, underlay_mtu, &netns, repairs).await
+}
+
+async fn ensure(
+    record: &NetworkRecord,
+    underlay_mtu: u32,
+    netns: &Netns,
+    repairs: &mut Repairs,
+) -> Result<LocalTask> {
+    let spec = links_spec(record, underlay_mtu)?;
+    let veths = links::ensure_task_links(&spec, netns, repairs).await?;
+    local_task(record, netns, &veths)
 }
 
 /// Takes up the network of a task that runs already; `None` when it is not whole.

@@ -35,7 +35,7 @@ const DNS_ADDR: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 11), 53);
 pub enum RunnerMessage {
     /// Put the task's interfaces under the programs; answered when they serve.
     Attach {
-        task: TaskId,
+        network: NetworkRecord,
         local: LocalTask,
         done: oneshot::Sender<Result<()>>,
     },
@@ -217,7 +217,7 @@ impl Runner {
         let local = network::create(&self.context.paths, record, mtu)
             .await
             .map_err(rejected("cannot make the task's network"))?;
-        self.attach(local)
+        self.attach(record.clone(), local)
             .await
             .map_err(rejected("the task's interfaces are not served"))?;
         let resolver = self
@@ -364,10 +364,10 @@ impl Runner {
 
     /// # Errors
     /// When the programs do not serve the task's interfaces.
-    async fn attach(&self, local: LocalTask) -> Result<()> {
+    async fn attach(&self, network: NetworkRecord, local: LocalTask) -> Result<()> {
         let (done, attached) = oneshot::channel();
         self.send(RunnerMessage::Attach {
-            task: self.task.id,
+            network,
             local,
             done,
         })

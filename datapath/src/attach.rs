@@ -22,6 +22,8 @@ use crate::{
     device,
     error::DatapathError,
     load::{Loaded, Programs},
+    query,
+    repair::Deviation,
     sys::{self, Attach, LinkTarget},
 };
 
@@ -116,6 +118,8 @@ impl Hook {
 #[derive(Debug)]
 pub(crate) struct Links {
     directory: PathBuf,
+    /// A map that every program of this node works on.
+    config_map: PathBuf,
 }
 
 /// A pinned link.
@@ -126,8 +130,12 @@ struct Pinned {
 }
 
 impl Links {
-    pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
+    /// With the directory of the links' pins, and the pin of a map that every program works on.
+    pub fn new(directory: PathBuf, config_map: PathBuf) -> Self {
+        Self {
+            directory,
+            config_map,
+        }
     }
 
     /// Moves the links here that a build with another map layout pinned: they get this build's
@@ -168,17 +176,20 @@ impl Links {
         Ok(())
     }
 
-    /// Attaches a tc program to the ingress of an interface, once.
+    /// Attaches a tc program to the ingress of an interface, once. Tells what had to be done, if
+    /// anything.
     pub fn attach_tc(
         &self,
         hook: Hook,
         ifindex: u32,
         programs: &Programs,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<Option<Deviation>, DatapathError> {
         let wanted = LinkTarget::Tcx(ifindex);
-        self.attach(hook, Some(ifindex), wanted, programs, |program| {
+        let unpinned = self.pin_unpinned(hook, ifindex)?;
+        let found = self.attach(hook, Some(ifindex), wanted, programs, |program| {
             sys::create_link(program, Attach::TcxIngress(ifindex))
-        })
+        })?;
+        Ok(unpinned.or(found))
     }
 
     /// Attaches the uplink's programs as `mode` says, and takes off what it does not say.
@@ -187,25 +198,26 @@ impl Links {
         ifindex: u32,
         mode: UplinkMode,
         programs: &Programs,
-    ) -> Result<(), DatapathError> {
-        self.attach_tc(Hook::UplinkTc, ifindex, programs)?;
+    ) -> Result<Vec<Deviation>, DatapathError> {
+        let tc = self.attach_tc(Hook::UplinkTc, ifindex, programs)?;
         let name = interface_name(ifindex)?;
         let xdp = match mode {
             UplinkMode::Auto => device::is_physical(&name),
             UplinkMode::Xdp => true,
             UplinkMode::Tc => false,
         };
-        if !xdp {
-            return self.detach(Hook::UplinkXdp, ifindex);
-        }
-        let attached = self.attach_xdp(ifindex, &name, programs);
-        match attached {
-            Err(error) if mode == UplinkMode::Auto => {
-                warn!(link.name = name, %error, "no XDP on this interface: tc alone");
-                Ok(())
+        let xdp = match xdp.then(|| self.attach_xdp(ifindex, &name, programs)) {
+            None => {
+                self.detach(Hook::UplinkXdp, ifindex)?;
+                None
             }
-            other => other,
-        }
+            Some(Err(error)) if mode == UplinkMode::Auto => {
+                warn!(link.name = name, %error, "no XDP on this interface: tc alone");
+                None
+            }
+            Some(attached) => attached?,
+        };
+        Ok(tc.into_iter().chain(xdp).collect())
     }
 
     fn attach_xdp(
@@ -213,7 +225,7 @@ impl Links {
         ifindex: u32,
         name: &str,
         programs: &Programs,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<Option<Deviation>, DatapathError> {
         let wanted = LinkTarget::Xdp(ifindex);
         self.attach(
             Hook::UplinkXdp,
@@ -235,7 +247,11 @@ impl Links {
     }
 
     /// Attaches the socket programs to a cgroup, once.
-    pub fn attach_cgroup(&self, path: &Path, programs: &Programs) -> Result<(), DatapathError> {
+    pub fn attach_cgroup(
+        &self,
+        path: &Path,
+        programs: &Programs,
+    ) -> Result<Vec<Deviation>, DatapathError> {
         let fail = |source| DatapathError::Cgroup {
             path: path.to_owned(),
             source,
@@ -243,15 +259,17 @@ impl Links {
         let cgroup = File::open(path).map_err(fail)?;
         // A cgroup's id is the inode number of its directory.
         let id = cgroup.metadata().map_err(fail)?.ino();
+        let mut found = Vec::new();
         for hook in Hook::ALL {
             let Some(kind) = hook.cgroup_type() else {
                 continue;
             };
-            self.attach(hook, None, LinkTarget::Cgroup(id), programs, |program| {
+            let wanted = LinkTarget::Cgroup(id);
+            found.extend(self.attach(hook, None, wanted, programs, |program| {
                 sys::create_link(program, Attach::Cgroup(cgroup.as_fd(), kind))
-            })?;
+            })?);
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Takes everything off everywhere.
@@ -283,24 +301,26 @@ impl Links {
         wanted: LinkTarget,
         programs: &Programs,
         create: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<OwnedFd>,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<Option<Deviation>, DatapathError> {
         let program = &programs[&hook];
         let interface = ifindex.map(interface_name).transpose()?;
-        let mut kept = false;
+        let target = interface.clone().unwrap_or_else(|| "the cgroup".to_owned());
+        let what = format!("program {} on {target}", hook.program());
+        let mut kept = None;
         let mut stale = Vec::new();
         for path in self.pins(hook, ifindex)? {
             match Pinned::open(path.clone()) {
-                Ok(link) if link.info.target == wanted && !kept => {
-                    link.run(hook, program)?;
-                    kept = true;
+                Ok(link) if link.info.target == wanted && kept.is_none() => {
+                    kept = Some(link.run(hook, program)?);
                 }
                 _ => stale.push(path),
             }
         }
-        if kept {
-            return stale.iter().try_for_each(|path| unpin(path));
+        if let Some(replaced) = kept {
+            stale.iter().try_for_each(|path| unpin(path))?;
+            let found = replaced.map(|other| format!("replaced by program {other}"));
+            return Ok(found.map(|found| Deviation::new(what, found)));
         }
-        let target = interface.clone().unwrap_or_else(|| "the cgroup".to_owned());
         let link = create(program.fd.as_fd()).map_err(|source| DatapathError::Attach {
             program: hook.program(),
             target: target.clone(),
@@ -321,7 +341,54 @@ impl Links {
             link.name = target,
             "program attached"
         );
-        Ok(())
+        let found = match stale.is_empty() {
+            true => "not attached",
+            false => "detached",
+        };
+        Ok(Some(Deviation::new(what, found)))
+    }
+
+    /// A link of ours that lost its pin and that another process holds open still runs its program:
+    /// one such gets a pin again, instead of a second link beside it, and what is more than one goes.
+    fn pin_unpinned(&self, hook: Hook, ifindex: u32) -> Result<Option<Deviation>, DatapathError> {
+        let pinned: Vec<_> = self
+            .pins(hook, Some(ifindex))?
+            .into_iter()
+            .filter_map(|path| Pinned::open(path).ok())
+            .filter(Pinned::is_attached)
+            .map(|link| link.info.id)
+            .collect();
+        // Without tcx there are no such links.
+        let attached = query::tcx_ingress(ifindex).unwrap_or_default();
+        let unpinned = attached
+            .iter()
+            .filter(|one| one.link_id != 0 && !pinned.contains(&one.link_id))
+            .filter(|one| query::is_ours(one.program_id, hook.program(), &self.config_map))
+            .filter_map(|one| query::open_link(one.link_id).ok());
+        let mut has_link = !pinned.is_empty();
+        let mut found = None;
+        for link in unpinned {
+            let name = interface_name(ifindex)?;
+            let what = format!("program {} on {name}", hook.program());
+            if has_link {
+                // It fails when the link went by itself meanwhile.
+                let _ = sys::detach_link(link.as_fd());
+                found = Some(Deviation::new(what, "attached more than once"));
+                continue;
+            }
+            let path = self.directory.join(pin_name(hook, Some((ifindex, &name))));
+            if path.exists() {
+                unpin(&path)?;
+            }
+            sys::pin(link.as_fd(), &path).map_err(|source| DatapathError::Pin {
+                action: "make",
+                path,
+                source,
+            })?;
+            has_link = true;
+            found = Some(Deviation::new(what, "attached without a pin"));
+        }
+        Ok(found)
     }
 
     /// Pins of a hook, of one interface when it is given.
@@ -351,10 +418,10 @@ impl Pinned {
         }
     }
 
-    /// Makes the link run `program`, if it does not yet.
-    fn run(&self, hook: Hook, program: &Loaded) -> Result<(), DatapathError> {
+    /// Makes the link run `program`, if it does not yet; tells the id of the one that it ran.
+    fn run(&self, hook: Hook, program: &Loaded) -> Result<Option<u32>, DatapathError> {
         if self.info.program_id == program.id {
-            return Ok(());
+            return Ok(None);
         }
         sys::update_link(self.fd.as_fd(), program.fd.as_fd()).map_err(|source| {
             DatapathError::Attach {
@@ -364,7 +431,7 @@ impl Pinned {
             }
         })?;
         info!(program.name = hook.program(), link.pin = %self.path.display(), "program replaced");
-        Ok(())
+        Ok(Some(self.info.program_id))
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     local::LocalState,
     maps::Maps,
     plan::{Full, Op, Planner},
+    repair::{self, Anchors, Deviation},
     sys,
     tables::Tables,
 };
@@ -43,6 +44,7 @@ pub struct Datapath {
     pins: PinDir,
     uplink_mode: UplinkMode,
     programs: Programs,
+    anchors: Anchors,
     links: Links,
     cgroup: PathBuf,
     /// Until this build's programs are on the hooks.
@@ -78,7 +80,8 @@ impl Handover {
     }
 
     fn former_links(&self) -> Links {
-        Links::new(self.heritage.former().links())
+        let former = self.heritage.former();
+        Links::new(former.links(), former.maps().join("CONFIG"))
     }
 }
 
@@ -103,7 +106,8 @@ impl Datapath {
         let maps = Maps::open(&pins.maps())?;
         let mut datapath = Self {
             planner: Planner::new(maps.capacities()),
-            links: Links::new(pins.links()),
+            links: Links::new(pins.links(), pins.maps().join("CONFIG")),
+            anchors: Anchors::open(&pins)?,
             handover: None,
             pins,
             cgroup: config.cgroup.clone(),
@@ -136,36 +140,53 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts the mesh's entry on the interface that faces the other nodes and the clients.
-    pub fn attach_uplink(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+    /// Puts the mesh's entry on the interface that faces the other nodes and the clients. Like its
+    /// siblings, it changes nothing that is as it should be, and tells what it changed.
+    pub fn attach_uplink(&mut self, ifindex: u32) -> Result<Vec<Deviation>, DatapathError> {
         self.attach(Hook::UplinkTc, ifindex)
     }
 
-    pub fn attach_vxlan(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+    pub fn attach_vxlan(&mut self, ifindex: u32) -> Result<Vec<Deviation>, DatapathError> {
         self.attach(Hook::Vxlan, ifindex)
     }
 
     /// Host side of a task's veth of an overlay network.
-    pub fn attach_task(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+    pub fn attach_task(&mut self, ifindex: u32) -> Result<Vec<Deviation>, DatapathError> {
         self.attach(Hook::Task, ifindex)
     }
 
     /// Host side of a task's veth of the gateway bridge.
-    pub fn attach_gateway(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+    pub fn attach_gateway(&mut self, ifindex: u32) -> Result<Vec<Deviation>, DatapathError> {
         self.attach(Hook::Gateway, ifindex)
     }
 
-    fn attach(&mut self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+    fn attach(&mut self, hook: Hook, ifindex: u32) -> Result<Vec<Deviation>, DatapathError> {
         if let Some(handover) = &mut self.handover {
             handover.attach_later(hook, ifindex);
-            return Ok(());
+            return Ok(Vec::new());
         }
         match hook {
             Hook::UplinkTc => self
                 .links
                 .attach_uplink(ifindex, self.uplink_mode, &self.programs),
-            hook => self.links.attach_tc(hook, ifindex, &self.programs),
+            hook => {
+                let found = self.links.attach_tc(hook, ifindex, &self.programs)?;
+                Ok(found.into_iter().collect())
+            }
         }
+    }
+
+    /// The socket programs on the cgroup, where [`Datapath::open`] put them.
+    pub fn attach_sockets(&mut self) -> Result<Vec<Deviation>, DatapathError> {
+        if self.handover.is_some() {
+            return Ok(Vec::new());
+        }
+        self.links.attach_cgroup(&self.cgroup, &self.programs)
+    }
+
+    /// The pins of maps and programs, as [`Datapath::open`] found or made them.
+    pub fn ensure_pins(&mut self) -> Result<Vec<Deviation>, DatapathError> {
+        self.anchors.ensure()
     }
 
     /// Takes off what is on a task's veth. The interface may be gone already, or never have been.
@@ -198,11 +219,34 @@ impl Datapath {
         view: &NodeView,
         local: &LocalState,
     ) -> Result<SyncReport, DatapathError> {
+        self.bring_in_step(view, local, |_, _| {})
+    }
+
+    /// A sync to what the last one brought about already: whatever it changes, others had changed.
+    pub fn repair(
+        &mut self,
+        view: &NodeView,
+        local: &LocalState,
+    ) -> Result<(SyncReport, Vec<Deviation>), DatapathError> {
+        let mut found = Vec::new();
+        let report = self.bring_in_step(view, local, |ops, present| {
+            found = repair::deviations(ops, present);
+        })?;
+        Ok((report, found))
+    }
+
+    fn bring_in_step(
+        &mut self,
+        view: &NodeView,
+        local: &LocalState,
+        note: impl FnOnce(&[Op], &Tables),
+    ) -> Result<SyncReport, DatapathError> {
         let begun = Instant::now();
         self.syncs += 1;
         let desired = desired(view, local)?;
         let present = self.maps.observe()?;
         let ops = self.plan(&desired, &present)?;
+        note(&ops, &present);
         let mut report = SyncReport::default();
         for op in &ops {
             debug!(map.op = %op, "applied");
@@ -262,10 +306,11 @@ impl Datapath {
         let Self {
             pins,
             programs,
+            anchors,
             maps,
             ..
         } = self;
-        drop((programs, maps));
+        drop((programs, anchors, maps));
         pins.remove()?;
         info!("data plane detached");
         Ok(())

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -39,8 +39,8 @@ pub(crate) type Programs = BTreeMap<Hook, Loaded>;
 /// Opens this build's programs from their pins; loads and pins them, and the maps, when they are
 /// not all there. Maps that are pinned are kept in either case.
 pub(crate) fn programs(pins: &PinDir) -> Result<Programs, DatapathError> {
-    let digest = format!("{:016x}", xxh3_64(OBJECT));
-    let directory = pins.programs().join(&digest);
+    let directory = directory(pins);
+    let digest = digest();
     if let Some(programs) = adopt(pins, &directory) {
         info!(ebpf.digest = digest, "programs adopted");
         return Ok(programs);
@@ -59,9 +59,18 @@ pub(crate) fn programs(pins: &PinDir) -> Result<Programs, DatapathError> {
         })
 }
 
+/// Where this build's programs are pinned.
+pub(crate) fn directory(pins: &PinDir) -> PathBuf {
+    pins.programs().join(digest())
+}
+
+fn digest() -> String {
+    format!("{:016x}", xxh3_64(OBJECT))
+}
+
 /// Unpins the programs of other builds. Links that ran them run this build's by now.
 pub(crate) fn forget_other_builds(pins: &PinDir) -> Result<(), DatapathError> {
-    let ours = format!("{:016x}", xxh3_64(OBJECT));
+    let ours = digest();
     for name in names(&pins.programs())? {
         if name != ours {
             remove_dir(&pins.programs().join(name))?;

@@ -36,6 +36,14 @@ pub struct LocalTask {
     pub overlays: Vec<(NetworkId, LocalVeth)>,
 }
 
+impl LocalTask {
+    /// Of all its interfaces' host sides.
+    pub fn ifindexes(&self) -> impl Iterator<Item = u32> {
+        let overlays = self.overlays.iter().map(|(_, veth)| veth);
+        overlays.chain([&self.gateway]).map(|veth| veth.ifindex)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalVeth {
     /// Of the host side.

@@ -47,7 +47,7 @@ pub(crate) fn bytes_of<T: Pod>(values: &[T]) -> &[u8] {
 /// # Safety
 /// `attr` must be the command's part of `union bpf_attr`, each pointer in it valid for what the
 /// command reads and writes.
-unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
+pub(crate) unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
     // SAFETY: the caller vouches for `attr`; its size is passed along, so the kernel reads no
     // further.
     let result = unsafe {
@@ -300,7 +300,7 @@ pub(crate) enum Attach<'a> {
 }
 
 const BPF_XDP: u32 = 37;
-const BPF_TCX_INGRESS: u32 = 46;
+pub(crate) const BPF_TCX_INGRESS: u32 = 46;
 const BPF_F_BEFORE: u32 = 1 << 3;
 
 pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -384,6 +384,7 @@ pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
 /// Where a link is attached, and what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LinkInfo {
+    pub id: u32,
     pub program_id: u32,
     pub target: LinkTarget,
 }
@@ -438,6 +439,7 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         kind => LinkTarget::Other(kind),
     };
     Ok(LinkInfo {
+        id: info.id,
         program_id: info.prog_id,
         target,
     })

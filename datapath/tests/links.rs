@@ -2,7 +2,10 @@
 
 mod node;
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use node::{Pins, ifindex, in_namespace, ip, tcx, veth};
 use swarmnet_datapath::{Datapath, DatapathError, UplinkMode};
@@ -257,5 +260,123 @@ fn missing_cgroup_is_named() {
         config.cgroup = "/no/such/cgroup".into();
         let error = Datapath::open(&config).unwrap_err();
         assert!(error.to_string().contains("/no/such/cgroup"), "{error}");
+    });
+}
+
+/// Without programs of others.
+fn attach_task(datapath: &mut Datapath, index: u32) -> Option<String> {
+    let mut found = datapath.attach_task(index).unwrap().into_iter();
+    found
+        .next()
+        .map(|found| format!("{} was {}", found.what, found.found))
+}
+
+fn pin_of(pins: &Pins, hook: &str) -> std::path::PathBuf {
+    let links = pins.links();
+    let name = &links.iter().find(|(name, _)| name.starts_with(hook));
+    pins.layout()
+        .join("links")
+        .join(&name.expect("a pinned link").0)
+}
+
+/// A program of someone else runs behind ours all the while, and stays.
+#[test]
+fn program_that_was_taken_off_or_changed_is_put_back_once_and_named() {
+    in_namespace(|pins| {
+        let index = veth("task");
+        let foreign = Pins::another();
+        let mut other = foreign.open();
+        other.attach_vxlan(index).unwrap();
+        let mut datapath = pins.open();
+        attach_task(&mut datapath, index);
+        let foreign_program = tcx("task")[1].clone();
+        let well = |datapath: &mut Datapath| {
+            let programs = tcx("task");
+            assert_eq!(programs.len(), 2, "{programs:?}");
+            assert_eq!(programs[0].0, "sn_tc_task");
+            assert_eq!(programs[1], foreign_program);
+            assert_eq!(attach_task(datapath, index), None);
+        };
+        well(&mut datapath);
+
+        fs::remove_file(pin_of(pins, "task")).unwrap();
+        // The kernel takes it off a little after the last reference went.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while tcx("task").len() > 1 {
+            assert!(Instant::now() < deadline, "still attached");
+        }
+        assert_eq!(
+            attach_task(&mut datapath, index).unwrap(),
+            "program sn_tc_task on task was not attached"
+        );
+        well(&mut datapath);
+
+        node::detach_link(&pin_of(pins, "task"));
+        assert_eq!(tcx("task").len(), 1);
+        assert_eq!(
+            attach_task(&mut datapath, index).unwrap(),
+            "program sn_tc_task on task was detached"
+        );
+        well(&mut datapath);
+
+        node::update_link(&pin_of(pins, "task"), &pins.program("sn_tc_gateway"));
+        assert_eq!(tcx("task")[0].0, "sn_tc_gateway");
+        let said = attach_task(&mut datapath, index).unwrap();
+        assert!(said.contains("was replaced by program"), "{said}");
+        well(&mut datapath);
+
+        // Another process still holds the link.
+        let held = node::hold(&pin_of(pins, "task"));
+        fs::remove_file(pin_of(pins, "task")).unwrap();
+        assert_eq!(
+            attach_task(&mut datapath, index).unwrap(),
+            "program sn_tc_task on task was attached without a pin"
+        );
+        well(&mut datapath);
+        drop(held);
+        well(&mut datapath);
+
+        let _twice = node::attach_of_another_build(pins, "sn_tc_task", "task");
+        assert_eq!(tcx("task").len(), 3);
+        assert_eq!(
+            attach_task(&mut datapath, index).unwrap(),
+            "program sn_tc_task on task was attached more than once"
+        );
+        well(&mut datapath);
+    });
+}
+
+#[test]
+fn pins_and_socket_hooks_that_were_removed_are_made_again() {
+    in_namespace(|pins| {
+        let mut datapath = pins.open();
+        let ensure = |datapath: &mut Datapath| {
+            let pins = datapath.ensure_pins().unwrap();
+            let sockets = datapath.attach_sockets().unwrap();
+            let found = pins.into_iter().chain(sockets);
+            found.map(|found| found.what).collect::<Vec<_>>()
+        };
+        assert_eq!(ensure(&mut datapath), [""; 0]);
+        let map = pins.layout().join("maps/PEERS");
+        let program = pins.program("sn_tc_task");
+        let id = pins.map_id("PEERS");
+        for path in [&map, &program, &pin_of(pins, "connect4")] {
+            fs::remove_file(path).unwrap();
+        }
+        let pin = |path: &std::path::Path| format!("pin {}", path.display());
+        let expected = [
+            pin(&map),
+            pin(&program),
+            "program sn_connect4 on the cgroup".to_owned(),
+        ];
+        assert_eq!(ensure(&mut datapath), expected);
+        assert_eq!(pins.map_id("PEERS"), id, "the same map");
+        assert_eq!(ensure(&mut datapath), [""; 0]);
+        // The next agent has nothing to load.
+        drop(datapath);
+        let links = pins.links();
+        let mut datapath = pins.open();
+        assert_eq!(pins.links(), links);
+        assert_eq!(ensure(&mut datapath), [""; 0]);
     });
 }

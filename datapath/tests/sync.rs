@@ -7,11 +7,11 @@ use std::{net::Ipv4Addr, time::Instant};
 use aya::maps::Array;
 use dataplane_abi::{
     Be16, Be32, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FlowKey, FlowValue,
-    LocalEndpoint, NodeConfig, PublishedKey, RingChunk, ServiceValue, VethValue, VipFlowKey,
-    VipFlowValue, VipKey,
+    LocalEndpoint, NodeConfig, PeerValue, PublishedKey, RingChunk, ServiceValue, VethValue,
+    VipFlowKey, VipFlowValue, VipKey,
 };
 use model::feed::BackendState::{Active, Draining};
-use node::{OTHER, SELF, VNI, endpoint, endpoint_addr, in_namespace, local, view};
+use node::{OTHER, SELF, VNI, endpoint, endpoint_addr, in_namespace, local, view, vtep};
 use swarmnet_datapath::DatapathError;
 
 const PUBLISHED: PublishedKey = PublishedKey {
@@ -335,5 +335,60 @@ fn large_views_are_synced() {
         let begun = Instant::now();
         assert!(datapath.sync(&view, &local(&[])).unwrap().is_unchanged());
         println!("the same again: {:?}", begun.elapsed());
+    });
+}
+
+/// By a repair, which names each entry; what a view brought about before is no deviation.
+#[test]
+fn entries_altered_by_hand_are_put_right_and_named() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Active));
+        view.put(endpoint(2, OTHER, Active));
+        let (mut datapath, local) = (pins.open(), local(&[1]));
+        datapath.sync(&view, &local).unwrap();
+        let (report, found) = datapath.repair(&view, &local).unwrap();
+        assert!(report.is_unchanged() && found.is_empty(), "{found:?}");
+
+        let mut peers = pins.table::<Be32, PeerValue>("PEERS");
+        peers.remove(&vtep(OTHER).into()).unwrap();
+        let stranger = std::net::Ipv4Addr::new(198, 51, 100, 66);
+        peers
+            .insert(Be32::from(stranger), PeerValue::default(), 0)
+            .unwrap();
+        let mut published = pins.table::<PublishedKey, ServiceValue>("PUBLISHED");
+        let (key, service) = published.iter().next().unwrap().unwrap();
+        let altered = ServiceValue {
+            target_port: Be16::from_host(22),
+            ..service
+        };
+        published.insert(key, altered, 0).unwrap();
+        let mut rings = Array::<_, RingChunk>::try_from(pins.map("RINGS")).unwrap();
+        let chunk = RingChunk {
+            slots: [7; dataplane_abi::RING_CHUNK_SLOTS as usize],
+        };
+        rings.set(service.ring_base, chunk, 0).unwrap();
+
+        let (_, found) = datapath.repair(&view, &local).unwrap();
+        let said: Vec<_> = found
+            .iter()
+            .map(|found| format!("{} was {}", found.what, found.found))
+            .collect();
+        // The VIP has the same ring.
+        assert_eq!(
+            said,
+            [
+                "map entry PEERS 192.168.0.2 was missing",
+                "map entry VIPS 10.0.1.2 in VNI 5001 was altered",
+                "map entry PUBLISHED *:8080/tcp was altered",
+                "map entry PEERS 198.51.100.66 was there and nobody's",
+            ]
+        );
+        assert_eq!(
+            published.get(&key, 0).unwrap().target_port,
+            service.target_port
+        );
+        let (report, found) = datapath.repair(&view, &local).unwrap();
+        assert!(report.is_unchanged() && found.is_empty(), "{found:?}");
     });
 }

@@ -1,7 +1,7 @@
 use std::{
     fs::{self, OpenOptions},
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -60,6 +60,11 @@ impl Node {
 
     pub fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
+    }
+
+    /// Where its agent pins maps, programs and links.
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir
     }
 
     pub fn log_path(&self) -> PathBuf {

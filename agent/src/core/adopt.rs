@@ -55,6 +55,7 @@ impl Core {
                             error!(task.id = %task, "its interfaces are not served: {err:#}");
                         }
                         self.local.tasks.insert(task, local);
+                        self.networks.insert(task, record.clone());
                         Some(Origin::Adopted { record, pid })
                     }
                     Ok(None) => {
@@ -131,7 +132,7 @@ impl Core {
         self.adopt_known();
         for (task, origin) in std::mem::take(&mut self.strays) {
             warn!(task.id = %task, "the cluster knows no such task; stopping it");
-            if let Some(local) = self.local.tasks.remove(&task) {
+            if let Some(local) = self.forget_network(task) {
                 self.detach_links(&local);
             }
             tokio::spawn(discard(self.context.clone(), task, origin));

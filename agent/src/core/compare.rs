@@ -1,28 +1,50 @@
-//! Comparing the node with what it should be, and repairing it.
+//! Comparing the node with what it should be, and repairing it. What is wrong with one thing hinders no
+//! other, and each thing that others altered is one line of the log.
 
 use anyhow::Result;
-use datapath::LocalTask;
+use datapath::{Deviation, LocalTask};
+use model::TaskId;
 use tracing::{error, info, warn};
 
 use super::Core;
-use crate::{gateway, links, nat};
+use crate::{gateway, links, network, repair::Repairs};
+
+const WHY_PROGRAMS: &str = "the node's traffic goes through it";
+const WHY_PINS: &str = "the next agent takes over what runs by its pins";
+const WHY_MAPS: &str = "the programs send packets by it, and the managers' view says otherwise";
 
 impl Core {
     /// Compares the node with what it should be, and repairs.
     pub(super) async fn compare(&mut self) {
-        if let Err(err) = self.compare_links().await {
+        let mut repairs = Repairs::default();
+        if let Err(err) = self.compare_links(&mut repairs).await {
             error!("cannot repair the node's links: {err:#}");
         }
-        if let Err(err) = self.sync() {
+        repairs.log(None);
+        for task in self.local.tasks.keys().copied().collect::<Vec<_>>() {
+            if let Err(err) = self.compare_task(task, &mut repairs).await {
+                error!(task.id = %task, "cannot repair the task's network: {err:#}");
+            }
+            repairs.log(Some(task));
+        }
+        if let Err(err) = self.compare_programs(&mut repairs) {
+            error!("cannot repair the programs of the data plane: {err:#}");
+        }
+        let masquerade = self.masquerade.ensure(gateway::subnet(), &mut repairs);
+        if let Err(err) = masquerade.await {
+            error!("cannot repair the way out for tasks: {err:#}");
+        }
+        if let Err(err) = self.compare_maps(&mut repairs) {
             error!("cannot bring the data plane in step: {err:#}");
         }
+        repairs.log(None);
     }
 
-    async fn compare_links(&mut self) -> Result<()> {
+    async fn compare_links(&mut self, repairs: &mut Repairs) -> Result<()> {
         if let Some(cluster) = &self.view.cluster {
             self.links_spec.data_port = cluster.data_path.port;
         }
-        let links = links::ensure_node_links(&self.links_spec).await?;
+        let links = links::ensure_node_links(&self.links_spec, repairs).await?;
         if links != self.links {
             info!(
                 underlay.mtu = links.underlay_mtu,
@@ -38,35 +60,77 @@ impl Core {
             self.local.gateway_ifindex = links.gateway_ifindex;
             self.local.node_addrs = links.addrs.clone();
             self.links = links;
+            self.is_in_step = false;
         }
-        self.datapath.attach_vxlan(self.links.vxlan_ifindex)?;
-        self.datapath.attach_uplink(self.links.uplink_ifindex)?;
-        for local in self.local.tasks.values().cloned().collect::<Vec<_>>() {
-            self.attach_links(&local)?;
-        }
-        Ok(nat::ensure_masquerade(gateway::subnet()).await?)
+        Ok(())
     }
 
-    pub(super) fn attach_links(&mut self, local: &LocalTask) -> Result<()> {
-        for (_, veth) in &local.overlays {
-            self.datapath.attach_task(veth.ifindex)?;
+    async fn compare_task(&mut self, task: TaskId, repairs: &mut Repairs) -> Result<()> {
+        let Some(network) = self.networks.get(&task) else {
+            return Ok(());
+        };
+        let mtu = self.links.underlay_mtu;
+        let local = network::mend(&self.context.paths, network, mtu, repairs).await?;
+        let found = self.attach_links(&local)?;
+        let former = self.local.tasks.insert(task, local.clone());
+        let former: Vec<u32> = former.iter().flat_map(LocalTask::ifindexes).collect();
+        // A device that was made anew has no program yet, as is told already.
+        let on_known = found.into_iter().filter(|(on, _)| former.contains(on));
+        repairs.extend(on_known.map(|(_, deviation)| deviation), WHY_PROGRAMS);
+        for gone in former {
+            if local.ifindexes().all(|now| now != gone) {
+                self.is_in_step = false;
+                self.detach_link(gone);
+            }
         }
-        Ok(self.datapath.attach_gateway(local.gateway.ifindex)?)
+        Ok(())
+    }
+
+    fn compare_programs(&mut self, repairs: &mut Repairs) -> Result<()> {
+        repairs.extend(self.datapath.ensure_pins()?, WHY_PINS);
+        repairs.extend(self.datapath.attach_sockets()?, WHY_PROGRAMS);
+        let vxlan = self.datapath.attach_vxlan(self.links.vxlan_ifindex)?;
+        repairs.extend(vxlan, WHY_PROGRAMS);
+        let uplink = self.datapath.attach_uplink(self.links.uplink_ifindex)?;
+        repairs.extend(uplink, WHY_PROGRAMS);
+        Ok(())
+    }
+
+    /// What a sync changes after a change of ours, or after one that failed, nobody had altered.
+    fn compare_maps(&mut self, repairs: &mut Repairs) -> Result<()> {
+        if !self.is_in_step || self.owes_ack {
+            return self.sync();
+        }
+        let (_, found) =
+            tokio::task::block_in_place(|| self.datapath.repair(&self.view, &self.local))?;
+        repairs.extend(found, WHY_MAPS);
+        Ok(())
+    }
+
+    /// Puts the programs on the host sides of the task's interfaces; tells where one was not.
+    pub(super) fn attach_links(&mut self, local: &LocalTask) -> Result<Vec<(u32, Deviation)>> {
+        let mut found = Vec::new();
+        for index in local.overlays.iter().map(|(_, veth)| veth.ifindex) {
+            found.extend(with_index(index, self.datapath.attach_task(index)?));
+        }
+        let index = local.gateway.ifindex;
+        found.extend(with_index(index, self.datapath.attach_gateway(index)?));
+        Ok(found)
     }
 
     pub(super) fn detach_links(&mut self, local: &LocalTask) {
-        let veths = local
-            .overlays
-            .iter()
-            .map(|(_, veth)| veth)
-            .chain([&local.gateway]);
-        for veth in veths {
-            if let Err(err) = self.datapath.detach_veth(veth.ifindex) {
-                warn!(
-                    link.index = veth.ifindex,
-                    "cannot take the programs off: {err}"
-                );
-            }
+        local
+            .ifindexes()
+            .for_each(|ifindex| self.detach_link(ifindex));
+    }
+
+    fn detach_link(&mut self, ifindex: u32) {
+        if let Err(err) = self.datapath.detach_veth(ifindex) {
+            warn!(link.index = ifindex, "cannot take the programs off: {err}");
         }
     }
+}
+
+fn with_index(index: u32, found: Vec<Deviation>) -> impl Iterator<Item = (u32, Deviation)> {
+    found.into_iter().map(move |one| (index, one))
 }

@@ -23,7 +23,7 @@ impl Core {
         let deadline =
             tokio::time::Instant::now() + graces.max().unwrap_or_default() + LEAVE_MARGIN;
         for (task, origin) in std::mem::take(&mut self.strays) {
-            self.local.tasks.remove(&task);
+            self.forget_network(task);
             discard(self.context.clone(), task, origin).await;
         }
         for runner in self.runners.values() {

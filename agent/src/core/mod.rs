@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use datapath::{Datapath, LocalState};
+use datapath::{Datapath, LocalState, LocalTask};
 use executor::{ExecutorConfig, ProcessExecutor};
 use model::{
     TaskId, TaskState,
@@ -29,9 +29,11 @@ use crate::{
     config::{AgentConfig, Credentials},
     gateway::{self, GatewayPool},
     links::{self, NodeLinks, NodeLinksSpec},
-    nat, netns,
-    network::NetworkPaths,
+    nat::Masquerade,
+    netns,
+    network::{NetworkPaths, NetworkRecord},
     ports::PortHolder,
+    repair::Repairs,
     runner::{Origin, Runner, RunnerContext, RunnerHandle, RunnerMessage},
     session::{Applied, SessionEvent},
     status::StatusBook,
@@ -51,9 +53,14 @@ pub(crate) struct Core {
     view_file: ViewFile,
     links_spec: NodeLinksSpec,
     links: NodeLinks,
+    masquerade: Masquerade,
     datapath: Datapath,
     view: Arc<NodeView>,
     local: LocalState,
+    /// Of the tasks in `local`.
+    networks: BTreeMap<TaskId, NetworkRecord>,
+    /// The maps held what the view and `local` say, when they were last looked at.
+    is_in_step: bool,
     applied: watch::Sender<Applied>,
     /// The newest view, applied or not, for the resolvers.
     views: watch::Sender<Arc<NodeView>>,
@@ -98,8 +105,9 @@ impl Core {
         let view_file = ViewFile::new(&config.state_dir);
         let view = Arc::new(view_file.load()?);
         let links_spec = links_spec(&config, credentials, &view);
-        let links = links::ensure_node_links(&links_spec).await?;
-        nat::ensure_masquerade(gateway::subnet()).await?;
+        let (mut masquerade, mut made) = (Masquerade::default(), Repairs::default());
+        let links = links::ensure_node_links(&links_spec, &mut made).await?;
+        masquerade.ensure(gateway::subnet(), &mut made).await?;
         let mut datapath = Datapath::open(&config.datapath())?;
         datapath.attach_vxlan(links.vxlan_ifindex)?;
         datapath.attach_uplink(links.uplink_ifindex)?;
@@ -139,7 +147,7 @@ impl Core {
             uplink_ifindex: links.uplink_ifindex,
             underlay_mtu: links.underlay_mtu,
             gateway_ifindex: links.gateway_ifindex,
-            gateway_addr: links_spec.gateway_addr,
+            gateway_addr: links_spec.gateway.addr(),
             node_addrs: links.addrs.clone(),
             netns_cookie: netns::current_cookie()
                 .context("cannot read the network namespace's cookie")?,
@@ -149,9 +157,12 @@ impl Core {
             view_file,
             links_spec,
             links,
+            masquerade,
             datapath,
             view,
             local,
+            networks: BTreeMap::new(),
+            is_in_step: false,
             applied,
             views,
             underlay_mtu,
@@ -243,7 +254,9 @@ impl Core {
             // Before the first update: nothing is known, and nothing is in the maps.
             return Ok(());
         }
+        self.is_in_step = false;
         let report = tokio::task::block_in_place(|| self.datapath.sync(&self.view, &self.local))?;
+        self.is_in_step = true;
         if !report.is_unchanged() {
             info!(feed.version = %self.view.version, sync.services = report.services_written,
                 sync.rings = report.rings_written, sync.entries = report.entries_written,
@@ -297,14 +310,20 @@ impl Core {
                 let message = self.statuses.record(status);
                 self.say(message);
             }
-            RunnerMessage::Attach { task, local, done } => {
-                let attached = self.attach_links(&local);
-                self.local.tasks.insert(task, local);
+            RunnerMessage::Attach {
+                network,
+                local,
+                done,
+            } => {
+                let attached = self.attach_links(&local).map(drop);
+                self.local.tasks.insert(network.task, local);
+                self.networks.insert(network.task, network);
+                self.is_in_step = false;
                 let served = attached.and_then(|()| self.sync());
                 let _ = done.send(served);
             }
             RunnerMessage::Detach { task, done } => {
-                let local = self.local.tasks.remove(&task);
+                let local = self.forget_network(task);
                 if let Err(err) = self.sync() {
                     error!(task.id = %task, "the task's interfaces are still in the maps: {err:#}");
                 }
@@ -315,6 +334,11 @@ impl Core {
             }
             RunnerMessage::Gone(task) => drop(self.runners.remove(&task)),
         }
+    }
+
+    fn forget_network(&mut self, task: TaskId) -> Option<LocalTask> {
+        self.networks.remove(&task);
+        self.local.tasks.remove(&task)
     }
 
     fn inspect(&self, table: Table) -> Result<serde_json::Value> {
@@ -348,8 +372,7 @@ fn links_spec(config: &AgentConfig, credentials: &Credentials, view: &NodeView) 
         data_port: data_path.unwrap_or_default().port,
         vtep: credentials.vtep,
         uplink: config.uplink.clone(),
-        gateway_addr: gateway::bridge_addr(),
-        gateway_prefix_len: gateway::subnet().prefix_len(),
+        gateway: gateway::bridge(),
     }
 }
 

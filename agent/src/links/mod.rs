@@ -1,7 +1,10 @@
 //! Links, addresses and routes of the node and its tasks, over rtnetlink. Verbs are idempotent: they
 //! look, compare, and change only what differs.
 
+mod device;
+mod neighbour;
 mod node;
+mod route;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -9,13 +12,16 @@ mod tests;
 pub use node::{GATEWAY_BRIDGE, NodeLinks, NodeLinksSpec, ensure_node_links, remove_node_links};
 pub use task::{HostVeths, TaskLinksSpec, ensure_task_links, find_host_veths, remove_task_links};
 
-use std::{io, net::Ipv4Addr};
+use std::{fs, io, net::Ipv4Addr};
 
+use device::{Device, Wanted};
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle,
     packet_route::{address::AddressAttribute, link::LinkMessage},
 };
+
+use crate::repair::Repairs;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -37,6 +43,17 @@ pub enum LinkError {
     UnknownUplink(String),
     #[error("cannot write {path}: {source}")]
     Sysctl { path: String, source: io::Error },
+}
+
+impl LinkError {
+    /// Of one's own file of settings, such as `net/ipv4/ip_forward`.
+    fn sysctl(name: &str) -> impl Fn(io::Error) -> Self {
+        let path = format!("/proc/sys/{name}");
+        move |source| Self::Sysctl {
+            path: path.clone(),
+            source,
+        }
+    }
 }
 
 type Result<T> = std::result::Result<T, LinkError>;
@@ -98,14 +115,6 @@ async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>> {
     }
 }
 
-async fn must_find(handle: &Handle, name: &str) -> Result<LinkMessage> {
-    find(handle, name)
-        .await?
-        .ok_or_else(|| LinkError::Vanished {
-            link: name.to_owned(),
-        })
-}
-
 async fn delete(handle: &Handle, name: &str) -> Result<()> {
     let Some(link) = find(handle, name).await? else {
         return Ok(());
@@ -132,6 +141,22 @@ fn tolerate(err: rtnetlink::Error, errno: i32, link: &str, action: &'static str)
 fn is_errno(err: &rtnetlink::Error, errno: i32) -> bool {
     matches!(err, rtnetlink::Error::NetlinkError(message)
         if message.code.is_some_and(|code| code.get() == -errno))
+}
+
+/// Writes a sysctl of the calling thread's network namespace, when it is another one.
+fn ensure_sysctl(
+    name: &str,
+    value: &str,
+    why: &'static str,
+    repairs: &mut Repairs,
+) -> io::Result<()> {
+    let path = format!("/proc/sys/{name}");
+    let now = fs::read_to_string(&path)?;
+    if now.trim() != value {
+        fs::write(&path, value)?;
+        repairs.note(format!("sysctl {name}"), now.trim(), why);
+    }
+    Ok(())
 }
 
 /// Every IPv4 address of this namespace with its interface index and name.

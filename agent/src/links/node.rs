@@ -1,20 +1,27 @@
 //! The node's own devices: the VXLAN device that carries every network, the gateway bridge, and
 //! the uplink that is there already.
 
-use std::{fs, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use dataplane_abi::net::task_mac;
 use futures::TryStreamExt;
+use ipnet::Ipv4Net;
 use rtnetlink::{
-    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan,
+    LinkBridge, LinkMessageBuilder, LinkVxlan,
     packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
 };
-use tracing::info;
 
-use super::{LinkError, Netlink, Result, addresses, delete, find, must_find};
+use super::{
+    Device, LinkError, Netlink, Result, Wanted, addresses, delete, ensure_sysctl, find,
+    route::{self, Route},
+};
+use crate::repair::Repairs;
 
 pub const VXLAN_DEVICE: &str = "sn_vxlan";
 pub const GATEWAY_BRIDGE: &str = "sn_gwbridge";
+
+const CARRIES_OVERLAYS: &str = "it carries this node's overlay networks";
+const CONNECTS_TASKS: &str = "it connects this node's tasks";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeLinksSpec {
@@ -23,8 +30,8 @@ pub struct NodeLinksSpec {
     pub vtep: Ipv4Addr,
     /// Interface name; the one that has `vtep` when absent.
     pub uplink: Option<String>,
-    pub gateway_addr: Ipv4Addr,
-    pub gateway_prefix_len: u8,
+    /// The gateway bridge's address and subnet.
+    pub gateway: Ipv4Net,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,11 +49,13 @@ pub struct NodeLinks {
 ///
 /// # Errors
 /// Names the link and the step.
-pub async fn ensure_node_links(spec: &NodeLinksSpec) -> Result<NodeLinks> {
+pub async fn ensure_node_links(spec: &NodeLinksSpec, repairs: &mut Repairs) -> Result<NodeLinks> {
     let netlink = Netlink::here()?;
-    set_sysctl("net/ipv4/ip_forward", "1")?;
-    let vxlan_ifindex = ensure_vxlan(&netlink, spec.data_port).await?;
-    let gateway_ifindex = ensure_bridge(&netlink, spec).await?;
+    let forwarding = "net/ipv4/ip_forward";
+    let why = "the node routes what its tasks and the mesh's clients send";
+    ensure_sysctl(forwarding, "1", why, repairs).map_err(LinkError::sysctl(forwarding))?;
+    let vxlan_ifindex = ensure_vxlan(&netlink, spec.data_port, repairs).await?;
+    let gateway_ifindex = ensure_bridge(&netlink, spec.gateway, repairs).await?;
     let addrs = addresses().await?;
     let uplink = uplink(&netlink, spec, &addrs).await?;
     let mut addrs: Vec<_> = addrs
@@ -111,18 +120,15 @@ pub async fn remove_node_links() -> Result<()> {
     vxlan.and(bridge)
 }
 
-async fn ensure_vxlan(netlink: &Netlink, port: u16) -> Result<u32> {
-    let existing = find(&netlink.handle, VXLAN_DEVICE).await?;
-    if let Some(link) = existing {
-        if vxlan_port(&link) == Some(port) {
-            set_up(netlink, link.header.index, VXLAN_DEVICE).await?;
-            return Ok(link.header.index);
+async fn ensure_vxlan(netlink: &Netlink, port: u16, repairs: &mut Repairs) -> Result<u32> {
+    let device = Device::find(netlink, VXLAN_DEVICE, CARRIES_OVERLAYS).await?;
+    let mut found = "missing";
+    if let Some(device) = device {
+        if is_our_tunnel(device.link(), port) {
+            device.ensure(Wanted::default(), repairs).await?;
+            return Ok(device.index());
         }
-        info!(
-            link.name = VXLAN_DEVICE,
-            vxlan.port = port,
-            "tunnel device has another port; remade"
-        );
+        found = "of another kind or port";
         delete(&netlink.handle, VXLAN_DEVICE).await?;
     }
     // Flow-based ("external"): the programs name VNI and peer for each packet, so the device has
@@ -138,119 +144,59 @@ async fn ensure_vxlan(netlink: &Netlink, port: u16) -> Result<u32> {
         action: "create the VXLAN device (is its UDP port taken, or VXLAN missing in the kernel?)",
         source,
     })?;
-    Ok(must_find(&netlink.handle, VXLAN_DEVICE).await?.header.index)
+    repairs.note(format!("link {VXLAN_DEVICE}"), found, CARRIES_OVERLAYS);
+    let made = Device::made(netlink, VXLAN_DEVICE, CARRIES_OVERLAYS).await?;
+    Ok(made.index())
 }
 
-fn vxlan_port(link: &LinkMessage) -> Option<u16> {
-    let infos = link
+fn is_our_tunnel(link: &LinkMessage, port: u16) -> bool {
+    let mut infos = link
         .attributes
         .iter()
-        .find_map(|attribute| match attribute {
+        .filter_map(|attribute| match attribute {
             LinkAttribute::LinkInfo(infos) => Some(infos),
             _ => None,
-        })?;
-    let vxlan = infos.iter().find_map(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(vxlan)) => Some(vxlan),
-        _ => None,
-    })?;
-    vxlan.iter().find_map(|info| match info {
-        InfoVxlan::Port(port) => Some(*port),
-        _ => None,
+        });
+    infos.any(|infos| {
+        infos.iter().any(|info| match info {
+            LinkInfo::Data(InfoData::Vxlan(vxlan)) => {
+                vxlan.contains(&InfoVxlan::Port(port))
+                    && vxlan.contains(&InfoVxlan::CollectMetadata(true))
+            }
+            _ => false,
+        })
     })
 }
 
-async fn ensure_bridge(netlink: &Netlink, spec: &NodeLinksSpec) -> Result<u32> {
-    if find(&netlink.handle, GATEWAY_BRIDGE).await?.is_none() {
-        let message = LinkBridge::new(GATEWAY_BRIDGE).build();
-        netlink
-            .handle
-            .link()
-            .add(message)
-            .execute()
-            .await
-            .map_err(|source| LinkError::Netlink {
-                link: GATEWAY_BRIDGE.into(),
-                action: "create the bridge",
-                source,
-            })?;
-    }
-    let bridge = must_find(&netlink.handle, GATEWAY_BRIDGE).await?;
-    let index = bridge.header.index;
-    ensure_mac(netlink, &bridge, spec.gateway_addr).await?;
-    ensure_address(
-        netlink,
-        index,
-        GATEWAY_BRIDGE,
-        spec.gateway_addr,
-        spec.gateway_prefix_len,
-    )
-    .await?;
-    set_up(netlink, index, GATEWAY_BRIDGE).await?;
-    Ok(index)
+async fn ensure_bridge(netlink: &Netlink, addr: Ipv4Net, repairs: &mut Repairs) -> Result<u32> {
+    // What a bridge lacks that was made just now, it never had.
+    let mut consequences = Repairs::default();
+    let (device, repairs) = match Device::find(netlink, GATEWAY_BRIDGE, CONNECTS_TASKS).await? {
+        Some(device) => (device, repairs),
+        None => (make_bridge(netlink, repairs).await?, &mut consequences),
+    };
+    // Left to itself a bridge has the lowest MAC of its ports, which changes as tasks come and go.
+    // The programs tell what is for the bridge by this one.
+    let wanted = Wanted {
+        mac: Some(task_mac(addr.addr().into())),
+        ..Wanted::default()
+    };
+    device.ensure(wanted, repairs).await?;
+    device.ensure_address(addr, repairs).await?;
+    let routes = route::list(netlink).await?;
+    let connected = Route::connected(addr);
+    connected.ensure(netlink, &device, &routes, repairs).await?;
+    Ok(device.index())
 }
 
-/// Left to itself a bridge has the lowest MAC of its ports, which changes as tasks come and go. The
-/// programs tell what is for the bridge by this one.
-async fn ensure_mac(netlink: &Netlink, bridge: &LinkMessage, addr: Ipv4Addr) -> Result<()> {
-    let mac = task_mac(addr.into()).to_vec();
-    if bridge
-        .attributes
-        .contains(&LinkAttribute::Address(mac.clone()))
-    {
-        return Ok(());
-    }
-    let message = LinkUnspec::new_with_index(bridge.header.index)
-        .address(mac)
-        .build();
-    netlink
-        .handle
-        .link()
-        .set(message)
-        .execute()
-        .await
-        .map_err(|source| LinkError::Netlink {
-            link: GATEWAY_BRIDGE.into(),
-            action: "set its MAC",
-            source,
-        })
-}
-
-pub(super) async fn ensure_address(
-    netlink: &Netlink,
-    index: u32,
-    link: &str,
-    addr: Ipv4Addr,
-    prefix_len: u8,
-) -> Result<()> {
-    let added = netlink
-        .handle
-        .address()
-        .add(index, addr.into(), prefix_len)
-        .execute()
-        .await;
-    added.or_else(|err| super::tolerate(err, libc::EEXIST, link, "add its address"))
-}
-
-pub(super) async fn set_up(netlink: &Netlink, index: u32, link: &str) -> Result<()> {
-    let message = LinkUnspec::new_with_index(index).up().build();
-    netlink
-        .handle
-        .link()
-        .set(message)
-        .execute()
-        .await
-        .map_err(|source| LinkError::Netlink {
-            link: link.to_owned(),
-            action: "set it up",
-            source,
-        })
-}
-
-/// Writes a sysctl of the calling thread's network namespace.
-pub(super) fn set_sysctl(name: &str, value: &str) -> Result<()> {
-    let path = format!("/proc/sys/{name}");
-    if fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {
-        return Ok(());
-    }
-    fs::write(&path, value).map_err(|source| LinkError::Sysctl { path, source })
+async fn make_bridge<'a>(netlink: &'a Netlink, repairs: &mut Repairs) -> Result<Device<'a>> {
+    let message = LinkBridge::new(GATEWAY_BRIDGE).build();
+    let added = netlink.handle.link().add(message).execute().await;
+    added.map_err(|source| LinkError::Netlink {
+        link: GATEWAY_BRIDGE.into(),
+        action: "create the bridge",
+        source,
+    })?;
+    repairs.note(format!("link {GATEWAY_BRIDGE}"), "missing", CONNECTS_TASKS);
+    Device::made(netlink, GATEWAY_BRIDGE, CONNECTS_TASKS).await
 }

@@ -6,19 +6,22 @@ use dataplane_abi::net::{task_mac, tunnel_mtu};
 use ipnet::Ipv4Net;
 use model::EndpointId;
 use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::{
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
-        route::{RouteAttribute, RouteMetric},
+        route::RouteMessage,
     },
 };
 
 use super::{
-    LinkError, Netlink, Result, delete, find, must_find,
-    node::{GATEWAY_BRIDGE, ensure_address, set_sysctl, set_up},
+    Device, LinkError, Netlink, Result, Wanted, delete, ensure_sysctl, find, neighbour,
+    node::GATEWAY_BRIDGE,
+    route::{self, Route},
     tolerate,
 };
-use crate::netns::Netns;
+use crate::{netns::Netns, repair::Repairs};
+
+const TASK_NEEDS_IT: &str = "a task's network needs it";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskLinksSpec {
@@ -41,22 +44,30 @@ pub struct HostVeths {
     pub gateway: u32,
 }
 
-/// Makes the task's interfaces: all there and up when it returns.
+/// Makes the task's interfaces, or what of them is not as it should be: all there and up when it
+/// returns.
 ///
 /// # Errors
 /// Names the link and the step; what was made stays, for the next try or the removal.
-pub async fn ensure_task_links(spec: &TaskLinksSpec, netns: &Netns) -> Result<HostVeths> {
+pub async fn ensure_task_links(
+    spec: &TaskLinksSpec,
+    netns: &Netns,
+    repairs: &mut Repairs,
+) -> Result<HostVeths> {
     let host = Netlink::here()?;
     let inside = Netlink::inside(netns)?;
     netns
-        .run(|| set_defaults().map_err(std::io::Error::other))
-        .map_err(LinkError::Socket)?;
-    set_up(
-        &inside,
-        must_find(&inside.handle, "lo").await?.header.index,
-        "lo",
-    )
-    .await?;
+        .run(|| ensure_settings(repairs))
+        .map_err(LinkError::sysctl("net"))?;
+    let loopback = Device::made(&inside, "lo", TASK_NEEDS_IT).await?;
+    loopback.ensure(Wanted::default(), repairs).await?;
+    let routes = route::list(&inside).await?;
+    let node = Sides {
+        host: &host,
+        inside: &inside,
+        routes: &routes,
+        netns,
+    };
 
     let mut overlays = Vec::with_capacity(spec.overlays.len());
     for (nth, addr) in spec.overlays.iter().enumerate() {
@@ -65,48 +76,59 @@ pub async fn ensure_task_links(spec: &TaskLinksSpec, netns: &Netns) -> Result<Ho
             task: format!("eth{nth}"),
             addr: *addr,
             mtu: tunnel_mtu(spec.underlay_mtu),
+            bridge: None,
         };
-        overlays.push(veth.ensure(&host, &inside, netns).await?);
+        overlays.push(veth.ensure(&node, repairs).await?.0);
     }
+    let bridge = Device::made(&host, GATEWAY_BRIDGE, TASK_NEEDS_IT).await?;
     let veth = Veth {
         host: gateway_name(spec.endpoint),
         task: format!("eth{}", spec.overlays.len()),
         addr: spec.gateway,
         mtu: spec.underlay_mtu,
+        bridge: Some(bridge.index()),
     };
-    let gateway = veth.ensure(&host, &inside, netns).await?;
-    let bridge = must_find(&host.handle, GATEWAY_BRIDGE).await?.header.index;
-    let enslave = LinkUnspec::new_with_index(gateway)
-        .controller(bridge)
-        .build();
-    host.handle
-        .link()
-        .set(enslave)
-        .execute()
-        .await
-        .map_err(|source| LinkError::Netlink {
-            link: veth.host.clone(),
-            action: "put it on the gateway bridge",
-            source,
-        })?;
-    ensure_default_route(&inside, &veth.task, spec).await?;
+    let (gateway, way_out) = veth.ensure(&node, repairs).await?;
+    ensure_way_out(&node, &way_out, spec, repairs).await?;
     Ok(HostVeths { overlays, gateway })
 }
 
-/// Settings that interfaces made later inherit.
-fn set_defaults() -> Result<()> {
+/// The default route. Its MTU, not the interface's, leaves room for the tunnel: mesh replies are
+/// wrapped, and what the task advertises bounds what mesh clients send.
+async fn ensure_way_out(
+    sides: &Sides<'_>,
+    end: &TaskEnd<'_>,
+    spec: &TaskLinksSpec,
+    repairs: &mut Repairs,
+) -> Result<()> {
+    let (router, mtu) = (spec.gateway_addr, tunnel_mtu(spec.underlay_mtu));
+    let (inside, device) = (sides.inside, &end.device);
+    let mut consequences = Repairs::default();
+    let repairs = match end.is_new {
+        true => &mut consequences,
+        false => repairs,
+    };
+    let route = Route::default(router, mtu);
+    route.ensure(inside, device, sides.routes, repairs).await?;
+    let mac = task_mac(router.into());
+    neighbour::ensure_not_forged(inside, device, router, mac, repairs).await
+}
+
+/// Settings of the task's namespace, which interfaces made later inherit.
+fn ensure_settings(repairs: &mut Repairs) -> std::io::Result<()> {
     // Replies to mesh clients leave by the gateway side whatever the routes to the client say, and
     // the task must accept from any source there.
     for scope in ["all", "default"] {
-        set_sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
+        let name = format!("net/ipv4/conf/{scope}/rp_filter");
+        ensure_sysctl(&name, "0", TASK_NEEDS_IT, repairs)?;
     }
     // The overlay carries IPv4: without this the kernel would look for IPv6 routers and
     // neighbours on it. A kernel without IPv6 has no such file.
     let ipv6 = "net/ipv6/conf/default/disable_ipv6";
-    if std::path::Path::new("/proc/sys").join(ipv6).exists() {
-        set_sysctl(ipv6, "1")?;
+    match ensure_sysctl(ipv6, "1", TASK_NEEDS_IT, repairs) {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
-    Ok(())
 }
 
 /// The interfaces of a task that runs already, or `None` when one is missing.
@@ -151,36 +173,98 @@ fn gateway_name(endpoint: EndpointId) -> String {
     format!("sn{:08x}g", endpoint.0)
 }
 
+/// Both namespaces that a veth is in.
+struct Sides<'a> {
+    host: &'a Netlink,
+    inside: &'a Netlink,
+    /// Inside.
+    routes: &'a [RouteMessage],
+    netns: &'a Netns,
+}
+
 struct Veth {
     host: String,
     task: String,
     addr: Ipv4Net,
     mtu: u32,
+    /// Whose port the host side is.
+    bridge: Option<u32>,
+}
+
+/// The task's side of a veth.
+struct TaskEnd<'a> {
+    device: Device<'a>,
+    /// What it lacks, it never had.
+    is_new: bool,
 }
 
 impl Veth {
-    /// Returns the host side's interface index.
-    async fn ensure(&self, host: &Netlink, inside: &Netlink, netns: &Netns) -> Result<u32> {
-        if find(&inside.handle, &self.task).await?.is_none() {
-            // A host side whose task side is elsewhere is a left-over of a task that is gone.
-            delete(&host.handle, &self.host).await?;
-            let created = host.handle.link().add(self.message(netns)).execute().await;
-            created
-                .or_else(|err| tolerate(err, libc::EEXIST, &self.host, "create the veth pair"))?;
-        }
-        let index = must_find(&inside.handle, &self.task).await?.header.index;
-        ensure_address(
-            inside,
-            index,
-            &self.task,
-            self.addr.addr(),
-            self.addr.prefix_len(),
-        )
-        .await?;
-        set_up(inside, index, &self.task).await?;
-        let host_index = must_find(&host.handle, &self.host).await?.header.index;
-        set_up(host, host_index, &self.host).await?;
-        Ok(host_index)
+    /// Returns the host side's interface index, and the task's side.
+    async fn ensure<'a>(
+        &'a self,
+        sides: &Sides<'a>,
+        repairs: &mut Repairs,
+    ) -> Result<(u32, TaskEnd<'a>)> {
+        let mut consequences = Repairs::default();
+        let (outer, device, is_new, repairs) = match self.find(sides).await? {
+            Some((outer, inner)) => (outer, inner, false, repairs),
+            None => {
+                let (outer, inner) = self.make(sides, repairs).await?;
+                (outer, inner, true, &mut consequences)
+            }
+        };
+        let mtu = Some(self.mtu);
+        let wanted = Wanted {
+            mac: Some(self.mac()),
+            mtu,
+            controller: None,
+        };
+        device.ensure(wanted, repairs).await?;
+        let wanted = Wanted {
+            mac: None,
+            mtu,
+            controller: self.bridge,
+        };
+        outer.ensure(wanted, repairs).await?;
+        device.ensure_address(self.addr, repairs).await?;
+        let connected = Route::connected(self.addr);
+        let routes = sides.routes;
+        connected
+            .ensure(sides.inside, &device, routes, repairs)
+            .await?;
+        Ok((outer.index(), TaskEnd { device, is_new }))
+    }
+
+    /// Both ends, when they are there and each other's.
+    async fn find<'a>(&'a self, sides: &Sides<'a>) -> Result<Option<(Device<'a>, Device<'a>)>> {
+        let outer = Device::find(sides.host, &self.host, TASK_NEEDS_IT).await?;
+        let inner = Device::find(sides.inside, &self.task, TASK_NEEDS_IT).await?;
+        Ok(outer
+            .zip(inner)
+            .filter(|(outer, inner)| outer.peer_index() == Some(inner.index())))
+    }
+
+    async fn make<'a>(
+        &'a self,
+        sides: &Sides<'a>,
+        repairs: &mut Repairs,
+    ) -> Result<(Device<'a>, Device<'a>)> {
+        // What has one of the names is a left-over, or the task's own making in our place.
+        delete(&sides.host.handle, &self.host).await?;
+        delete(&sides.inside.handle, &self.task).await?;
+        let created = sides.host.handle.link().add(self.message(sides.netns));
+        let created = created.execute().await;
+        created.or_else(|err| tolerate(err, libc::EEXIST, &self.host, "create the veth pair"))?;
+        let what = format!("veth pair {} and {} of the task", self.host, self.task);
+        repairs.note(what, "missing", TASK_NEEDS_IT);
+        Ok((
+            Device::made(sides.host, &self.host, TASK_NEEDS_IT).await?,
+            Device::made(sides.inside, &self.task, TASK_NEEDS_IT).await?,
+        ))
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        task_mac(self.addr.addr().into())
     }
 
     /// Both ends in one message: the task's end appears inside its namespace, with its MAC.
@@ -188,7 +272,7 @@ impl Veth {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(self.task.clone())
             .setns_by_fd(netns.fd())
-            .address(task_mac(self.addr.addr().into()).to_vec())
+            .address(self.mac().to_vec())
             .append_extra_attribute(LinkAttribute::Mtu(self.mtu))
             .build();
         LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
@@ -197,25 +281,4 @@ impl Veth {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build()
     }
-}
-
-/// The route's MTU, not the interface's, leaves room for the tunnel: mesh replies are wrapped, and
-/// what the task advertises bounds what mesh clients send.
-async fn ensure_default_route(inside: &Netlink, link: &str, spec: &TaskLinksSpec) -> Result<()> {
-    let mtu = tunnel_mtu(spec.underlay_mtu);
-    let index = must_find(&inside.handle, link).await?.header.index;
-    let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .output_interface(index)
-        .gateway(spec.gateway_addr)
-        .build();
-    route.attributes.push(RouteAttribute::Metrics(vec![
-        RouteMetric::Mtu(mtu),
-        RouteMetric::Advmss(mtu.saturating_sub(40)),
-    ]));
-    let added = inside.handle.route().add(route).replace().execute().await;
-    added.map_err(|source| LinkError::Netlink {
-        link: link.to_owned(),
-        action: "add the default route",
-        source,
-    })
 }

@@ -3,6 +3,7 @@
 use std::{
     net::Ipv4Addr,
     path::PathBuf,
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -10,10 +11,10 @@ use ipnet::Ipv4Net;
 use model::EndpointId;
 
 use super::{
-    HostVeths, NodeLinksSpec, TaskLinksSpec, ensure_node_links, ensure_task_links, find_host_veths,
-    remove_node_links, remove_task_links,
+    HostVeths, NodeLinks, NodeLinksSpec, TaskLinksSpec, ensure_node_links, ensure_task_links,
+    find_host_veths, remove_node_links, remove_task_links,
 };
-use crate::netns::Netns;
+use crate::{netns::Netns, repair::Repairs};
 
 /// Runs `test` in a namespace of its own, with another one for a task.
 fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Netns) -> F + Send) {
@@ -41,8 +42,7 @@ fn node_spec() -> NodeLinksSpec {
         data_port: 4789,
         vtep: Ipv4Addr::LOCALHOST,
         uplink: Some("lo".to_owned()),
-        gateway_addr: Ipv4Addr::new(172, 18, 0, 1),
-        gateway_prefix_len: 16,
+        gateway: "172.18.0.1/16".parse().unwrap(),
     }
 }
 
@@ -57,13 +57,37 @@ fn task_spec() -> TaskLinksSpec {
     }
 }
 
+/// What `ensure_node_links` returns, and whether it had to do anything is left aside.
+async fn node_links(spec: &NodeLinksSpec) -> super::Result<NodeLinks> {
+    ensure_node_links(spec, &mut Repairs::default()).await
+}
+
+async fn task_links(netns: &Netns) -> super::Result<HostVeths> {
+    ensure_task_links(&task_spec(), netns, &mut Repairs::default()).await
+}
+
+/// Runs `ip` in the test's node.
+fn ip(arguments: &str) {
+    let mut ip = Command::new("ip");
+    let status = ip.args(arguments.split_whitespace()).status();
+    assert!(status.unwrap().success(), "ip {arguments}");
+}
+
+fn ip_inside(task: &Netns, arguments: &str) {
+    let run = || {
+        ip(arguments);
+        Ok(())
+    };
+    task.run(run).unwrap();
+}
+
 #[test]
 fn second_ensure_changes_nothing() {
     on_a_node(|task| async move {
-        let links = ensure_node_links(&node_spec()).await.unwrap();
-        assert_eq!(ensure_node_links(&node_spec()).await.unwrap(), links);
-        let veths = ensure_task_links(&task_spec(), &task).await.unwrap();
-        assert_eq!(ensure_task_links(&task_spec(), &task).await.unwrap(), veths);
+        let links = node_links(&node_spec()).await.unwrap();
+        assert_eq!(node_links(&node_spec()).await.unwrap(), links);
+        let veths = task_links(&task).await.unwrap();
+        assert_eq!(task_links(&task).await.unwrap(), veths);
         assert_eq!(
             find_host_veths(EndpointId(0xfeed), 2).await.unwrap(),
             Some(veths)
@@ -74,9 +98,9 @@ fn second_ensure_changes_nothing() {
 #[test]
 fn mtus_follow_the_underlays() {
     on_a_node(|task| async move {
-        let links = ensure_node_links(&node_spec()).await.unwrap();
+        let links = node_links(&node_spec()).await.unwrap();
         assert_eq!(links.underlay_mtu, 65_535, "the loopback device's");
-        ensure_task_links(&task_spec(), &task).await.unwrap();
+        task_links(&task).await.unwrap();
         let shown = task
             .run(|| {
                 let ip = |args: &[&str]| std::process::Command::new("ip").args(args).output();
@@ -105,15 +129,15 @@ fn mtus_follow_the_underlays() {
 fn bridge_keeps_its_mac_whatever_hangs_on_it() {
     on_a_node(|task| async move {
         let mac = || {
-            let shown = std::process::Command::new("ip")
+            let shown = Command::new("ip")
                 .args(["-o", "link", "show", "dev", "sn_gwbridge"])
                 .output();
             String::from_utf8(shown.unwrap().stdout).unwrap()
         };
-        ensure_node_links(&node_spec()).await.unwrap();
+        node_links(&node_spec()).await.unwrap();
         assert!(mac().contains("link/ether 02:42:ac:12:00:01"), "{}", mac());
-        ensure_task_links(&task_spec(), &task).await.unwrap();
-        ensure_node_links(&node_spec()).await.unwrap();
+        task_links(&task).await.unwrap();
+        node_links(&node_spec()).await.unwrap();
         assert!(mac().contains("link/ether 02:42:ac:12:00:01"), "{}", mac());
     });
 }
@@ -121,26 +145,149 @@ fn bridge_keeps_its_mac_whatever_hangs_on_it() {
 #[test]
 fn another_port_makes_another_tunnel_device() {
     on_a_node(|_| async {
-        let first = ensure_node_links(&node_spec()).await.unwrap();
+        let first = node_links(&node_spec()).await.unwrap();
         let spec = NodeLinksSpec {
             data_port: 4790,
             ..node_spec()
         };
-        let second = ensure_node_links(&spec).await.unwrap();
+        let second = node_links(&spec).await.unwrap();
         assert_ne!(first.vxlan_ifindex, second.vxlan_ifindex);
         assert_eq!(first.gateway_ifindex, second.gateway_ifindex);
+    });
+}
+
+/// What `ip` can do to the links of a node, or inside of its task, and what the repair says about it.
+const INJURIES: &[(&str, &str)] = &[
+    ("link del sn_vxlan", "link sn_vxlan was missing"),
+    ("link set sn_vxlan down", "link sn_vxlan was down"),
+    ("link del sn_gwbridge", "link sn_gwbridge was missing"),
+    ("link set sn_gwbridge down", "link sn_gwbridge was down"),
+    (
+        "link set sn_gwbridge address 02:00:00:00:00:01",
+        "link sn_gwbridge was under another MAC",
+    ),
+    (
+        "addr del 172.18.0.1/16 dev sn_gwbridge",
+        "address 172.18.0.1/16 on sn_gwbridge was missing",
+    ),
+    (
+        "route del 172.18.0.0/16 dev sn_gwbridge",
+        "route 172.18.0.0/16 by sn_gwbridge was missing",
+    ),
+    (
+        "link del sn0000feedn0",
+        "veth pair sn0000feedn0 and eth0 of the task was missing",
+    ),
+    ("link set sn0000feedn1 down", "link sn0000feedn1 was down"),
+    (
+        "link set sn0000feedg nomaster",
+        "link sn0000feedg was off its bridge",
+    ),
+    (
+        "link set sn0000feedn0 mtu 1300",
+        "link sn0000feedn0 was of an MTU other than 8950",
+    ),
+    ("task: link set eth0 down", "link eth0 was down"),
+    (
+        "task: link set eth0 address 02:00:00:00:00:02",
+        "link eth0 was under another MAC",
+    ),
+    (
+        "task: link set eth2 mtu 576",
+        "link eth2 was of an MTU other than 9000",
+    ),
+    (
+        "task: link del eth1",
+        "veth pair sn0000feedn1 and eth1 of the task was missing",
+    ),
+    (
+        "task: addr del 10.0.1.3/24 dev eth0",
+        "address 10.0.1.3/24 on eth0 was missing",
+    ),
+    (
+        "task: route del default",
+        "route default by eth2 was missing",
+    ),
+    (
+        "task: route replace default via 172.18.0.9 dev eth2",
+        "route default by eth2 was altered",
+    ),
+    (
+        "task: route replace default via 172.18.0.1 dev eth2 mtu 9000",
+        "route default by eth2 was altered",
+    ),
+    (
+        "task: route del 10.0.2.0/24",
+        "route 10.0.2.0/24 by eth1 was missing",
+    ),
+    (
+        "task: neigh replace 172.18.0.1 lladdr 02:00:00:00:00:03 dev eth2 nud permanent",
+        "neighbour 172.18.0.1 on eth2 was set to another MAC",
+    ),
+];
+
+#[test]
+fn each_injury_is_found_named_and_mended() {
+    on_a_node(|task| async move {
+        let ensure = async || {
+            let mut repairs = Repairs::default();
+            ensure_node_links(&node_spec(), &mut repairs).await.unwrap();
+            let links = ensure_task_links(&task_spec(), &task, &mut repairs).await;
+            links.unwrap();
+            repairs.said()
+        };
+        ensure().await;
+        assert_eq!(ensure().await, [""; 0], "all is well");
+        for (injury, said) in INJURIES {
+            match injury.strip_prefix("task: ") {
+                Some(injury) => ip_inside(&task, injury),
+                None => ip(injury),
+            }
+            let mended = ensure().await;
+            assert!(
+                mended.iter().any(|line| line == said),
+                "`ip {injury}`: {mended:?}"
+            );
+            // An address takes its routes along, a bridge its ports.
+            assert!(mended.len() <= 3, "`ip {injury}`: {mended:?}");
+            assert_eq!(ensure().await, [""; 0], "`ip {injury}` is not mended");
+        }
+    });
+}
+
+#[test]
+fn what_others_put_beside_ours_stays() {
+    on_a_node(|task| async move {
+        node_links(&node_spec()).await.unwrap();
+        task_links(&task).await.unwrap();
+        ip("link add foreign type bridge");
+        ip("addr add 172.18.9.9/32 dev sn_gwbridge");
+        ip("route add 198.51.100.0/24 dev sn_gwbridge");
+        ip_inside(&task, "addr add 10.9.9.9/24 dev eth0");
+        ip_inside(&task, "route add 198.51.100.0/24 via 10.0.1.1");
+        let mut repairs = Repairs::default();
+        ensure_node_links(&node_spec(), &mut repairs).await.unwrap();
+        ensure_task_links(&task_spec(), &task, &mut repairs)
+            .await
+            .unwrap();
+        assert_eq!(repairs.said(), [""; 0]);
+        ip("link show foreign");
+        ip("addr del 172.18.9.9/32 dev sn_gwbridge");
+        ip("route del 198.51.100.0/24 dev sn_gwbridge");
+        ip_inside(&task, "route del 198.51.100.0/24 via 10.0.1.1");
+        ip_inside(&task, "addr del 10.9.9.9/24 dev eth0");
     });
 }
 
 #[test]
 fn interface_deleted_by_hand_is_made_again() {
     on_a_node(|task| async move {
-        ensure_node_links(&node_spec()).await.unwrap();
-        let HostVeths { gateway, .. } = ensure_task_links(&task_spec(), &task).await.unwrap();
+        node_links(&node_spec()).await.unwrap();
+        let HostVeths { gateway, .. } = task_links(&task).await.unwrap();
         let netlink = super::Netlink::here().unwrap();
         netlink.handle.link().del(gateway).execute().await.unwrap();
         assert_eq!(find_host_veths(EndpointId(0xfeed), 2).await.unwrap(), None);
-        ensure_task_links(&task_spec(), &task).await.unwrap();
+        task_links(&task).await.unwrap();
         assert!(
             find_host_veths(EndpointId(0xfeed), 2)
                 .await
@@ -153,8 +300,8 @@ fn interface_deleted_by_hand_is_made_again() {
 #[test]
 fn removal_leaves_nothing_and_may_be_repeated() {
     on_a_node(|task| async move {
-        ensure_node_links(&node_spec()).await.unwrap();
-        ensure_task_links(&task_spec(), &task).await.unwrap();
+        node_links(&node_spec()).await.unwrap();
+        task_links(&task).await.unwrap();
         for _ in 0..2 {
             remove_task_links(EndpointId(0xfeed), 2).await.unwrap();
             remove_node_links().await.unwrap();
@@ -171,7 +318,7 @@ fn unknown_uplink_and_address_are_named() {
             ..node_spec()
         };
         assert!(
-            ensure_node_links(&spec)
+            node_links(&spec)
                 .await
                 .unwrap_err()
                 .to_string()
@@ -183,7 +330,7 @@ fn unknown_uplink_and_address_are_named() {
             ..node_spec()
         };
         assert!(
-            ensure_node_links(&spec)
+            node_links(&spec)
                 .await
                 .unwrap_err()
                 .to_string()

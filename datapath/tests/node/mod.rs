@@ -5,6 +5,7 @@
 use std::{
     fs,
     net::Ipv4Addr,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -257,4 +258,82 @@ pub fn local(endpoints: &[u32]) -> LocalState {
             .map(|id| (TaskId::from_raw((*id).into()), task(*id)))
             .collect(),
     }
+}
+
+impl Pins {
+    /// Pin of one of the programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        let mut builds = fs::read_dir(self.layout().join("programs")).expect("programs");
+        let build = builds.next().expect("a build").expect("an entry");
+        build.path().join(name)
+    }
+
+    pub fn map_id(&self, name: &str) -> u32 {
+        let map = MapData::from_pin(self.layout().join("maps").join(name)).expect("a pinned map");
+        map.info().expect("its info").id()
+    }
+}
+
+/// What others may do to our links, by `bpf(2)`.
+fn bpf(command: libc::c_long, attr: &mut [u32]) -> i64 {
+    let len = size_of_val(attr);
+    // SAFETY: the command's part of `union bpf_attr` holds plain numbers, or pointers that the
+    // caller keeps alive.
+    unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), len) }
+}
+
+/// Keeps the pinned object open.
+pub fn hold(pin: &Path) -> OwnedFd {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    let path = std::ffi::CString::new(pin.as_os_str().as_encoded_bytes()).expect("no NUL");
+    let at = path.as_ptr() as u64;
+    let fd = bpf(BPF_OBJ_GET, &mut [at as u32, (at >> 32) as u32, 0, 0]);
+    assert!(
+        fd >= 0,
+        "{}: {}",
+        pin.display(),
+        std::io::Error::last_os_error()
+    );
+    // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+/// As `bpftool link detach`.
+pub fn detach_link(pin: &Path) {
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let link = hold(pin);
+    assert_eq!(bpf(BPF_LINK_DETACH, &mut [link.as_raw_fd() as u32]), 0);
+}
+
+/// Makes a link run another program.
+pub fn update_link(pin: &Path, program: &Path) {
+    const BPF_LINK_UPDATE: libc::c_long = 29;
+    let (link, program) = (hold(pin), hold(program));
+    let fds = [link.as_raw_fd() as u32, program.as_raw_fd() as u32, 0, 0];
+    assert_eq!(bpf(BPF_LINK_UPDATE, &mut fds.clone()), 0);
+}
+
+/// Loads and attaches one of the programs as another build of this node would: on the same maps.
+/// It stays attached as long as the value lives.
+pub fn attach_of_another_build(pins: &Pins, name: &str, interface: &str) -> aya::Ebpf {
+    const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SWARMNET_EBPF_OBJECT"));
+    let maps = pins.layout().join("maps");
+    let names = fs::read_dir(&maps).expect("pinned maps");
+    let names: Vec<String> = names
+        .map(|map| map.expect("an entry").file_name())
+        .map(|name| name.into_string().expect("a name"))
+        .collect();
+    let paths: Vec<_> = names.iter().map(|name| maps.join(name)).collect();
+    let mut loader = aya::EbpfLoader::new();
+    for (name, path) in names.iter().zip(&paths) {
+        loader.map_pin_path(name, path);
+    }
+    let mut object = loader.load(OBJECT).expect("the object loads");
+    let program = object.program_mut(name).expect("the program");
+    let program: &mut SchedClassifier = program.try_into().expect("of tc");
+    program.load().expect("it loads");
+    program
+        .attach(interface, TcAttachType::Ingress)
+        .expect("it attaches");
+    object
 }
