@@ -7,6 +7,7 @@
 
 #![no_std]
 
+pub mod bench;
 pub mod drops;
 pub mod hash;
 pub mod maps;

@@ -8,6 +8,7 @@ mod clean;
 mod host;
 pub mod meter;
 mod node;
+pub mod progress;
 mod wait;
 
 use std::{

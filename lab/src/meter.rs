@@ -1,9 +1,10 @@
-//! Measurements between two hosts: a TCP stream, one-byte requests on one connection, and whole
-//! connections with one request each. The far end is the `meter` binary.
+//! Measurements between two hosts: TCP streams, one-byte requests on one connection or by UDP, and
+//! whole connections with one request each. The far end is the `meter` binary.
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, TcpStream, UdpSocket},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,31 +26,74 @@ pub struct Requests {
     pub p99_us: f64,
 }
 
-/// Bits a second that one TCP connection carries to the far end.
+/// Bits a second that so many TCP connections together carry to the far end.
 ///
 /// # Errors
 /// When the far end does not answer.
-pub fn stream(from: &Host, to: (Ipv4Addr, u16), length: Duration) -> Result<f64> {
+pub fn streams(from: &Host, to: (Ipv4Addr, u16), count: usize, length: Duration) -> Result<f64> {
     from.within(|| {
-        let mut socket = TcpStream::connect(to)?;
-        socket.write_all(&[STREAM])?;
-        let chunk = vec![0; CHUNK];
         let started = Instant::now();
-        let mut sent = 0u64;
-        while started.elapsed() < length {
-            socket.write_all(&chunk)?;
-            sent += CHUNK as u64;
-        }
-        socket.shutdown(std::net::Shutdown::Write)?;
-        // The far end says how much it took when it has all of it.
-        let mut taken = [0; 8];
-        socket.read_exact(&mut taken)?;
-        let elapsed = started.elapsed();
-        ensure!(
-            u64::from_be_bytes(taken) == sent,
-            "the far end missed bytes"
-        );
-        Ok(sent as f64 * 8.0 / elapsed.as_secs_f64())
+        // Threads inherit the namespace.
+        thread::scope(|scope| {
+            let streams: Vec<_> = (0..count)
+                .map(|_| scope.spawn(|| stream(to, length)))
+                .collect();
+            let sent = streams.into_iter().map(|stream| {
+                let outcome = stream.join();
+                outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            let sent: u64 = sent.sum::<Result<u64>>()?;
+            Ok(sent as f64 * 8.0 / started.elapsed().as_secs_f64())
+        })
+    })
+}
+
+/// Bytes that one connection carried. All of them have arrived when it returns.
+fn stream(to: (Ipv4Addr, u16), length: Duration) -> Result<u64> {
+    let mut socket = TcpStream::connect(to)?;
+    socket.write_all(&[STREAM])?;
+    let chunk = vec![0; CHUNK];
+    let started = Instant::now();
+    let mut sent = 0u64;
+    while started.elapsed() < length {
+        socket.write_all(&chunk)?;
+        sent += CHUNK as u64;
+    }
+    socket.shutdown(std::net::Shutdown::Write)?;
+    // The far end says how much it took when it has all of it.
+    let mut taken = [0; 8];
+    socket.read_exact(&mut taken)?;
+    ensure!(
+        u64::from_be_bytes(taken) == sent,
+        "the far end missed bytes"
+    );
+    Ok(sent)
+}
+
+/// One-byte UDP requests, one after the other. A lost one counts for the time that it was waited
+/// for.
+///
+/// # Errors
+/// When the far end does not answer at all.
+pub fn udp_request_response(
+    from: &Host,
+    to: (Ipv4Addr, u16),
+    length: Duration,
+) -> Result<Requests> {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    from.within(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut lost = 0;
+        time_each(length, || {
+            socket.send(b"?")?;
+            if let Err(error) = socket.recv(&mut [0]) {
+                lost += 1;
+                ensure!(lost < 10, "no answer by UDP: {error}");
+            }
+            Ok(())
+        })
     })
 }
 

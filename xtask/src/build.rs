@@ -20,8 +20,6 @@ pub struct Binaries {
     pub swarmnet: PathBuf,
     /// The lab's service.
     pub whoami: PathBuf,
-    /// The far end of measurements.
-    pub meter: PathBuf,
 }
 
 pub fn root() -> &'static Path {
@@ -43,7 +41,7 @@ pub fn build(profile: Profile) -> Result<Binaries> {
     let dir = match profile {
         Profile::Dev => "debug",
         Profile::Release => {
-            cargo.arg("--release");
+            cargo.args(["-p", "swarmnet-bench", "--release"]);
             "release"
         }
     };
@@ -57,6 +55,5 @@ pub fn build(profile: Profile) -> Result<Binaries> {
     Ok(Binaries {
         swarmnet: built.join("swarmnet"),
         whoami: built.join("whoami"),
-        meter: built.join("meter"),
     })
 }

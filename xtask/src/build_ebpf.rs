@@ -1,4 +1,6 @@
 //! `cargo xtask build-ebpf`: compiles `dataplane-ebpf` with whichever toolchain can.
+//!
+//! Besides the programs of a node it builds those of the benchmark, each into an object of its own.
 
 use std::{
     env, fs,
@@ -11,6 +13,9 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 const TARGET: &str = "bpfel-unknown-none";
+/// The programs of a node; the others are the benchmark's.
+const NODE: &str = "swarmnet";
+const OBJECTS: [&str; 3] = [NODE, "bench-driver", "bench-plain"];
 /// What the object is made from; this file holds the flags.
 const INPUTS: [&str; 6] = [
     "dataplane-ebpf/Cargo.toml",
@@ -42,11 +47,13 @@ pub fn run(args: &Args) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("xtask lies in the workspace")?;
-    let object = root.join("target/bpf/swarmnet.o");
+    let objects = OBJECTS.map(|name| root.join("target/bpf").join(name).with_extension("o"));
+    let object = &objects[0];
     let stamp = object.with_extension("inputs");
 
     let digest = format!("{:016x}", digest_of_inputs(root)?);
-    let fresh = object.exists() && fs::read_to_string(&stamp).is_ok_and(|was| was == digest);
+    let fresh = objects.iter().all(|object| object.exists())
+        && fs::read_to_string(&stamp).is_ok_and(|was| was == digest);
     if fresh && !args.force {
         println!("{} is up to date", object.display());
         return Ok(());
@@ -64,8 +71,14 @@ pub fn run(args: &Args) -> Result<()> {
     let built = root
         .join("dataplane-ebpf/target")
         .join(TARGET)
-        .join("release/swarmnet");
-    let size = install(&built, &object)?;
+        .join("release");
+    let mut size = 0;
+    for (name, object) in OBJECTS.iter().zip(&objects) {
+        let len = install(&built.join(name), object)?;
+        if *name == NODE {
+            size = len;
+        }
+    }
     fs::write(&stamp, digest).with_context(|| format!("cannot write {}", stamp.display()))?;
     println!(
         "{}: {} KiB, {:.1} s",

@@ -10,11 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, LabSpec, Wiring};
+use lab::{Lab, LabSpec, Wiring, progress::step};
 
 use crate::{
     build::{Binaries, Profile, build},
-    progress::step,
     setup,
 };
 

@@ -4,7 +4,6 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod demo;
-mod progress;
 mod setup;
 mod test;
 mod verify;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::progress::step;
+use lab::progress::step;
 
 /// tcx links came with Linux 6.6.
 const KERNEL_MIN: (u32, u32) = (6, 6);

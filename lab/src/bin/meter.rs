@@ -1,9 +1,9 @@
-//! The far end of the lab's measurements: `meter PORT`.
+//! The far end of the lab's measurements, by TCP and UDP: `meter PORT`.
 
 use std::{
     env,
     io::{self, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     process::ExitCode,
     thread,
 };
@@ -22,6 +22,14 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let datagrams = match UdpSocket::bind(("0.0.0.0", port)) {
+        Ok(socket) => socket,
+        Err(err) => {
+            eprintln!("UDP port {port}: {err}");
+            return ExitCode::FAILURE;
+        }
+    };
+    thread::spawn(move || answer(&datagrams));
     for socket in listener.incoming().flatten() {
         // A client that breaks off is its own affair.
         thread::spawn(move || serve(socket));
@@ -37,6 +45,16 @@ fn serve(mut socket: TcpStream) -> io::Result<()> {
         STREAM => swallow(socket),
         ECHO => echo(socket),
         _ => Ok(()),
+    }
+}
+
+/// Sends every datagram back.
+fn answer(socket: &UdpSocket) -> io::Result<()> {
+    let mut datagram = [0; 2048];
+    loop {
+        let (len, from) = socket.recv_from(&mut datagram)?;
+        // Whoever is gone by now does not need it.
+        let _ = socket.send_to(&datagram[..len], from);
     }
 }
 

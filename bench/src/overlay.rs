@@ -1,28 +1,39 @@
 //! Task to task on two nodes, against the veth pair between the nodes and against what one builds
-//! by hand: a bridge, a VXLAN device and static forwarding entries.
+//! by hand: a bridge, a VXLAN device and static forwarding entries; and VIPs against the task's own
+//! address and against nftables' destination NAT.
 
-use std::{net::Ipv4Addr, process::Child, time::Duration};
+use std::{
+    io::Write as _,
+    net::Ipv4Addr,
+    process::{Child, Stdio},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lab::{Host, Lab, Wiring};
 
-use super::{Way, cluster, only_task, report::Report};
-use crate::{build::Binaries, progress::step};
+use crate::{
+    Parts,
+    report::Report,
+    way::{
+        CONNECTIONS, DATAGRAMS, Effort, REQUESTS, STREAM, STREAMS, Samples, Way, cluster, only_task,
+    },
+};
 
 const RAW: &str = "raw veth";
 const BRIDGE: &str = "bridge+VXLAN+FDB";
 const OVERLAY: &str = "overlay";
 const VIP: &str = "VIP";
+const DNAT: &str = "nftables DNAT";
 const PORT: u16 = 5001;
+/// What the peer translates.
+const DNAT_ADDR: Ipv4Addr = Ipv4Addr::new(10, 99, 99, 99);
 
-pub fn measure(
-    binaries: &Binaries,
-    rounds: usize,
-    length: Duration,
-    report: &mut Report,
-) -> Result<()> {
-    let lab = cluster(binaries, 2, Wiring::BackToBack)?;
-    let meter = binaries
+/// # Errors
+/// When a path carries nothing.
+pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
+    let lab = cluster(parts, 2, Wiring::BackToBack, "tc")?;
+    let meter = parts
+        .objects
         .meter
         .to_str()
         .context("the path of the build is no UTF-8")?;
@@ -30,9 +41,47 @@ pub fn measure(
     let raw = Meter(lab.node(2).host().spawn(meter, &[&port])?);
     let bridged = Bridged::build(&lab)?;
     let bridged_meter = Meter(bridged.far.spawn(meter, &[&port])?);
-    let manager = lab.node(1);
-    manager.cli(&["network", "create", "-d", "overlay", "net"])?;
-    let on = |node: usize| format!("node.hostname=={}", lab.node(node).name());
+    lab.node(1)
+        .cli(&["network", "create", "-d", "overlay", "net"])?;
+    let far = lab.inside(&task(&lab, 2, "far", &[meter, &port])?);
+    let near = lab.inside(&task(&lab, 1, "near", &["sleep", "infinity"])?);
+    // A task of its own: connection tracking costs all that its namespace sends.
+    let translated = lab.inside(&task(&lab, 1, "near-dnat", &["sleep", "infinity"])?);
+    let far_addr = eth0(&far)?;
+    translate(&translated, far_addr)?;
+    let way = |name, from, addr| Way {
+        name,
+        from,
+        to: (addr, PORT),
+    };
+    let ways = [
+        way(RAW, lab.node(1).host(), lab.node(2).addr()),
+        way(BRIDGE, &bridged.near, Bridged::addr(2)),
+        way(OVERLAY, &near, far_addr),
+        way(VIP, &near, vip(&lab, "far")?),
+        way(DNAT, &translated, DNAT_ADDR),
+    ];
+    let samples = Samples::measure("overlay", &ways, Effort::of(parts))?;
+    let of_raw = [(STREAM, 0.90), (REQUESTS, 0.90), (DATAGRAMS, 0.90)];
+    samples.compare(report, "overlay", OVERLAY, RAW, &of_raw);
+    let of_bridge = [(STREAM, 1.10), (REQUESTS, 1.25), (DATAGRAMS, 1.25)];
+    samples.compare(report, "overlay", OVERLAY, BRIDGE, &of_bridge);
+    let of_direct = [
+        (STREAM, 0.99),
+        (STREAMS, 0.99),
+        (REQUESTS, 0.99),
+        (DATAGRAMS, 0.99),
+        (CONNECTIONS, 0.95),
+    ];
+    samples.compare(report, "VIP", VIP, OVERLAY, &of_direct);
+    samples.compare(report, "VIP", VIP, DNAT, &[]);
+    drop((raw, bridged_meter));
+    Ok(())
+}
+
+/// A service with one task on that node.
+fn task(lab: &Lab, node: usize, name: &str, command: &[&str]) -> Result<lab::RunningTask> {
+    let at = format!("node.hostname=={}", lab.node(node).name());
     let create = [
         "service",
         "create",
@@ -40,49 +89,32 @@ pub fn measure(
         "--network",
         "net",
         "--constraint",
+        &at,
     ];
-    manager.cli(&[&create[..], &[&on(2), "--name", "far", "--", meter, &port]].concat())?;
-    manager.cli(
-        &[
-            &create[..],
-            &[&on(1), "--name", "near", "--", "sleep", "infinity"],
-        ]
-        .concat(),
-    )?;
-    let far = lab.inside(&only_task(&lab, "far")?);
-    let near = lab.inside(&only_task(&lab, "near")?);
+    lab.node(1)
+        .cli(&[&create[..], &["--name", name, "--"], command].concat())?;
+    only_task(lab, name)
+}
 
-    let ways = [
-        Way {
-            name: RAW,
-            from: manager.host(),
-            to: (lab.node(2).addr(), PORT),
-        },
-        Way {
-            name: BRIDGE,
-            from: &bridged.near,
-            to: (Bridged::addr(2), PORT),
-        },
-        Way {
-            name: OVERLAY,
-            from: &near,
-            to: (eth0(&far)?, PORT),
-        },
-        Way {
-            name: VIP,
-            from: &near,
-            to: (vip(&lab, "far")?, PORT),
-        },
-    ];
-    for round in 1..=rounds {
-        step(&format!("overlay, round {round} of {rounds}"), || {
-            ways.iter().try_for_each(|way| way.measure(length, report))
-        })?;
-    }
-    report.compare(OVERLAY, RAW);
-    report.compare(OVERLAY, BRIDGE);
-    report.compare(VIP, OVERLAY);
-    drop((raw, bridged_meter));
+/// The peer of VIPs: a rule for connections that the host opens.
+fn translate(host: &Host, to: Ipv4Addr) -> Result<()> {
+    let rules = format!(
+        "table ip swarmnet_bench {{ chain output {{
+            type nat hook output priority dstnat;
+            ip daddr {DNAT_ADDR} dnat to {to}
+        }} }}"
+    );
+    let mut nft = host.command("nft")?;
+    let mut nft = nft
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("nft")?;
+    nft.stdin
+        .take()
+        .context("stdin is piped")?
+        .write_all(rules.as_bytes())?;
+    ensure!(nft.wait()?.success(), "nft refused the peer's rule");
     Ok(())
 }
 

@@ -1,25 +1,34 @@
 //! A client outside, through the mesh: by a node without the task, against the task's own node.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use lab::Wiring;
 
-use super::{Way, cluster, only_task, report::Report};
-use crate::{build::Binaries, progress::step};
+use crate::{
+    Parts,
+    report::Report,
+    way::{Effort, Samples, Way, cluster, only_task},
+};
 
-const REMOTE: &str = "mesh, remote backend";
-const LOCAL: &str = "mesh, node of the task";
+const REMOTE: &str = "remote backend";
+const LOCAL: &str = "node of the task";
 const PORT: u16 = 5001;
 
-pub fn measure(
-    binaries: &Binaries,
-    rounds: usize,
-    length: Duration,
+/// # Errors
+/// When the mesh carries nothing.
+pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
+    with_entry(parts, "tc", "mesh, entry by tc", report)?;
+    with_entry(parts, "xdp", "mesh, entry by XDP", report)
+}
+
+fn with_entry(
+    parts: &Parts,
+    uplink_mode: &'static str,
+    part: &'static str,
     report: &mut Report,
 ) -> Result<()> {
-    let lab = cluster(binaries, 3, Wiring::Switch)?;
-    let meter = binaries
+    let lab = cluster(parts, 3, Wiring::Switch, uplink_mode)?;
+    let meter = parts
+        .objects
         .meter
         .to_str()
         .context("the path of the build is no UTF-8")?;
@@ -33,6 +42,8 @@ pub fn measure(
         "meter",
         "--publish",
         &format!("{port}:{port}"),
+        "--publish",
+        &format!("{port}:{port}/udp"),
         "--constraint",
         &constraint,
         "--",
@@ -45,11 +56,7 @@ pub fn measure(
         from: lab.client(),
         to: (lab.node(entry).addr(), PORT),
     });
-    for round in 1..=rounds {
-        step(&format!("mesh, round {round} of {rounds}"), || {
-            ways.iter().try_for_each(|way| way.measure(length, report))
-        })?;
-    }
-    report.compare(REMOTE, LOCAL);
+    let samples = Samples::measure(part, &ways, Effort::of(parts))?;
+    samples.compare(report, part, REMOTE, LOCAL, &[]);
     Ok(())
 }

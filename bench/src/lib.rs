@@ -1,0 +1,39 @@
+//! Figures as ratios against peers of the same run. `cargo xtask bench` builds what it needs and
+//! runs it.
+//!
+//! Timings inform, they fail nothing; but a program, a path or a peer that does not do what its row
+//! says ends the run.
+
+mod api;
+mod change;
+mod live;
+mod machine;
+mod mesh;
+mod overlay;
+pub mod part;
+pub mod programs;
+mod programs_part;
+pub mod report;
+mod scale;
+mod sys;
+mod way;
+
+use std::path::PathBuf;
+
+/// What is measured.
+pub struct Objects {
+    /// Folder of the eBPF objects.
+    pub programs: PathBuf,
+    pub swarmnet: PathBuf,
+    /// The far end of measurements.
+    pub meter: PathBuf,
+}
+
+/// What every part needs to know.
+pub struct Parts {
+    pub quick: bool,
+    pub objects: Objects,
+    /// Objects of other balancers.
+    pub peers: Vec<PathBuf>,
+    pub peer_program: Option<String>,
+}

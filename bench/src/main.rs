@@ -1,0 +1,71 @@
+//! Started by `cargo xtask bench`, which builds what is measured.
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use swarmnet_bench::{Objects, Parts, part::Part, report::Report};
+
+/// Measures, and shows figures as ratios against peers of the same run.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", max_term_width = 100)]
+struct Args {
+    /// Less of everything: three minutes instead of twelve.
+    #[arg(long)]
+    quick: bool,
+    /// Only these parts.
+    #[arg(long, value_enum, value_name = "PART")]
+    only: Vec<Part>,
+    /// Write the figures to docs/bench.json.
+    #[arg(long)]
+    save: bool,
+    /// Another balancer's compiled XDP object, with maps as Katran has them; measured in the same
+    /// process on the same packets.
+    #[arg(long, value_name = "PATH")]
+    peer_object: Vec<PathBuf>,
+    /// The program in it, if it has several.
+    #[arg(long, value_name = "NAME")]
+    peer_program: Option<String>,
+    /// Where `cargo xtask bench` put what it built.
+    #[arg(long, hide = true)]
+    root: PathBuf,
+    #[arg(long, hide = true)]
+    binaries: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let parts = Parts {
+        quick: args.quick,
+        objects: Objects {
+            programs: args.root.join("target/bpf"),
+            swarmnet: args.binaries.join("swarmnet"),
+            meter: args.binaries.join("meter"),
+        },
+        peers: args.peer_object.clone(),
+        peer_program: args.peer_program.clone(),
+    };
+    let mut report = Report::default();
+    for part in Part::chosen(&args.only) {
+        part.measure(&parts, &mut report)
+            .with_context(|| format!("the part `{part}`"))?;
+    }
+    println!("{}", report.show()?);
+    if args.save {
+        let path = args.root.join("docs/bench.json");
+        let json = serde_json::to_string_pretty(&report.json())?;
+        fs::write(&path, json + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        println!("written to {}", path.display());
+    }
+    Ok(())
+}
