@@ -92,6 +92,10 @@ impl Netns {
         })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// For `IFLA_NET_NS_FD`.
     pub fn fd(&self) -> std::os::fd::RawFd {
         self.file.as_raw_fd()

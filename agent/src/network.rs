@@ -117,7 +117,7 @@ async fn ensure(
 ) -> Result<LocalTask> {
     let spec = links_spec(record, underlay_mtu)?;
     let veths = links::ensure_task_links(&spec, netns, repairs).await?;
-    local_task(record, netns, &veths)
+    local_task(record, netns, &veths).await
 }
 
 /// Takes up the network of a task that runs already; `None` when it is not whole.
@@ -129,9 +129,10 @@ pub async fn adopt(paths: &NetworkPaths, record: &NetworkRecord) -> Result<Optio
         return Ok(None);
     };
     let found = links::find_host_veths(record.endpoint, record.attachments.len()).await?;
-    found
-        .map(|veths| local_task(record, &netns, &veths))
-        .transpose()
+    match found {
+        Some(veths) => local_task(record, &netns, &veths).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Removes all of it. Goes on after a failure and returns the first.
@@ -165,7 +166,7 @@ fn links_spec(record: &NetworkRecord, underlay_mtu: u32) -> Result<TaskLinksSpec
     })
 }
 
-fn local_task(record: &NetworkRecord, netns: &Netns, veths: &HostVeths) -> Result<LocalTask> {
+async fn local_task(record: &NetworkRecord, netns: &Netns, veths: &HostVeths) -> Result<LocalTask> {
     let veth = |ifindex, addr: Ipv4Addr| LocalVeth {
         ifindex,
         addr,
@@ -182,6 +183,7 @@ fn local_task(record: &NetworkRecord, netns: &Netns, veths: &HostVeths) -> Resul
         netns_cookie: netns
             .cookie()
             .context("cannot read the namespace's cookie")?,
+        netns_id: links::namespace_id(netns).await?,
         gateway: veth(veths.gateway, record.gateway),
         overlays,
     })

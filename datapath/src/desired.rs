@@ -241,6 +241,7 @@ impl<'a> Projection<'a> {
                     ifindex: gateway.ifindex,
                     addr: gateway.addr.into(),
                     mac: gateway.mac,
+                    netns: task.netns_id,
                     ..LocalEndpoint::default()
                 };
                 desired.locals.insert(task.endpoint.0, value);

@@ -32,6 +32,8 @@ pub struct LocalTask {
     pub endpoint: EndpointId,
     /// Cookie of the task's network namespace.
     pub netns_cookie: u64,
+    /// What the node's network namespace calls the task's (RTM_NEWNSID).
+    pub netns_id: u32,
     pub gateway: LocalVeth,
     pub overlays: Vec<(NetworkId, LocalVeth)>,
 }

@@ -25,7 +25,7 @@ use crate::{
 type Result<T> = std::result::Result<T, DatapathError>;
 
 /// Maps that are pinned, by their names in the object.
-pub(crate) const MAP_NAMES: [&str; 17] = [
+pub(crate) const MAP_NAMES: [&str; 20] = [
     "CONFIG",
     "ENDPOINTS",
     "VETHS",
@@ -40,6 +40,9 @@ pub(crate) const MAP_NAMES: [&str; 17] = [
     "NETNS",
     "SOCK_ORIGINS",
     "FLOWS",
+    "SYN_FLOWS",
+    "UDP_FLOWS",
+    "PINS",
     "VIP_FLOWS",
     "STATS",
     "DROPS",
@@ -122,7 +125,8 @@ pub(crate) struct Maps {
     peers: Table<Be32, PeerValue>,
     node_addrs: Table<Be32, u32>,
     netns: Table<u64, NetnsValue>,
-    flows: Table<FlowKey, FlowValue>,
+    /// Established TCP, TCP that begins, UDP.
+    flows: [Table<FlowKey, FlowValue>; 3],
     vip_flows: Table<VipFlowKey, VipFlowValue>,
     stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, DropCounter>,
@@ -149,7 +153,11 @@ impl Maps {
             peers: Table::open(dir, "PEERS")?,
             node_addrs: Table::open(dir, "NODE_ADDRS")?,
             netns: Table::open(dir, "NETNS")?,
-            flows: Table::open(dir, "FLOWS")?,
+            flows: [
+                Table::open(dir, "FLOWS")?,
+                Table::open(dir, "SYN_FLOWS")?,
+                Table::open(dir, "UDP_FLOWS")?,
+            ],
             vip_flows: Table::open(dir, "VIP_FLOWS")?,
             stats: open(dir, "STATS")?,
             drops: open(dir, "DROPS")?,
@@ -278,9 +286,10 @@ impl Maps {
             Op::RemovePeer(addr) => drop(self.peers.remove(&(*addr).into())?),
             Op::RemoveNodeAddr(addr) => drop(self.node_addrs.remove(&(*addr).into())?),
             Op::DropFlows(endpoints) => {
-                return self
-                    .flows
-                    .sweep(|_, flow| endpoints.contains(&flow.endpoint));
+                let sweeps = self.flows.iter_mut();
+                let sweeps =
+                    sweeps.map(|table| table.sweep(|_, flow| endpoints.contains(&flow.endpoint)));
+                return sweeps.sum();
             }
             Op::DropVipFlows(backends) => {
                 return self.vip_flows.sweep(|key, _| {
@@ -348,7 +357,11 @@ impl Maps {
     }
 
     pub fn flows(&self) -> Result<Vec<(FlowKey, FlowValue)>> {
-        self.flows.read()
+        let mut flows = Vec::new();
+        for table in &self.flows {
+            flows.extend(table.read()?);
+        }
+        Ok(flows)
     }
 
     pub fn vip_flows(&self) -> Result<Vec<(VipFlowKey, VipFlowValue)>> {

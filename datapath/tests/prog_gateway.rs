@@ -44,7 +44,8 @@ fn node(proto: u8, entry: Be32) -> Node {
         stats: STATS,
         _reserved: [0; 2],
     };
-    node.put("FLOWS", key(proto), flow);
+    let table = if proto == TCP { "FLOWS" } else { "UDP_FLOWS" };
+    node.put(table, key(proto), flow);
     node
 }
 
@@ -205,7 +206,7 @@ fn neighbour_is_out_of_reach_by_any_protocol_address_and_mac() {
     let mut ipv6 = from_task(Frame::tcp((TASK, 80), CLIENT, SYN)).bytes();
     ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
     node.assert_drops("sn_tc_gateway", &ipv6, DropReason::UnsupportedProtocol);
-    assert_eq!(node.entries::<FlowKey, FlowValue>("FLOWS").len(), 0);
+    assert_eq!(node.entries::<FlowKey, FlowValue>("UDP_FLOWS").len(), 0);
 }
 
 #[test]
@@ -235,7 +236,7 @@ fn neighbours_target_of_a_published_port_is_reached() {
     }
     let fragment = to_neighbour(Frame::udp((TASK, 5000), (NEIGHBOUR, 53)).fragment(0x2000));
     node.assert_drops("sn_tc_gateway", &fragment.bytes(), DropReason::Fragmented);
-    let flows = node.entries::<FlowKey, FlowValue>("FLOWS");
+    let flows = node.entries::<FlowKey, FlowValue>("UDP_FLOWS");
     assert_eq!(flows.len(), 1, "UDP leaves one entry, TCP none");
     assert_eq!(flows[0].1.flags, FLOW_BRIDGED);
     assert_eq!(flows[0].1.endpoint, NEIGHBOURS_EP);

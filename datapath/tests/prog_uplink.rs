@@ -2,7 +2,15 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
 
 use common::*;
 use dataplane_abi::{
@@ -22,6 +30,8 @@ const TASK_2: Be32 = ip(172, 18, 0, 6);
 /// Endpoint ids.
 const EP: u32 = 0x0102_0304;
 const EP_2: u32 = 0x0a0b_0c0d;
+/// Number of the first task's namespace.
+const EP_NETNS: u32 = 61;
 /// Counters of the frontend and of the endpoints.
 const FRONT: u32 = 10;
 const STATS: u32 = 11;
@@ -154,7 +164,11 @@ fn tcp_to_a_local_backend_is_translated_and_remembered() {
         &delivered(&frame, TASK),
     );
 
-    let flow: FlowValue = node.get("FLOWS", flow_key(TCP)).expect("the flow is noted");
+    // Not among the connections that exist, so that a flood of SYNs evicts none of them.
+    assert!(node.get::<_, FlowValue>("FLOWS", flow_key(TCP)).is_none());
+    let flow: FlowValue = node
+        .get("SYN_FLOWS", flow_key(TCP))
+        .expect("the flow is noted");
     let expected = FlowValue {
         last_seen: flow.last_seen,
         entry_vtep: Be32::ZERO,
@@ -184,6 +198,79 @@ fn tcp_to_a_local_backend_is_translated_and_remembered() {
     assert_eq!(node.stats(FRONT), expected);
     assert_eq!(node.stats(STATS), expected);
     assert!(node.drops().is_empty());
+    // The handshake is over.
+    assert!(node.get::<_, FlowValue>("FLOWS", flow_key(TCP)).is_some());
+    assert!(
+        node.get::<_, FlowValue>("SYN_FLOWS", flow_key(TCP))
+            .is_none()
+    );
+}
+
+#[test]
+fn packets_of_connections_that_nobody_has_are_refused_and_leave_nothing() {
+    let _netns = with_route();
+    let mut node = node_with_local_backend(TCP);
+    for port in 40_000..40_100 {
+        assert_refuses(&mut node, &ack().sport(port), DropReason::UnknownFlow);
+    }
+    for table in ["FLOWS", "SYN_FLOWS"] {
+        assert!(node.entries::<FlowKey, FlowValue>(table).is_empty());
+    }
+    // Moments after a change the flow may be another node's, which has not said so yet.
+    let mut config: NodeConfig = node.array("CONFIG").get(&0, 0).unwrap();
+    config.unsettled_until = u64::MAX;
+    node.configure(config);
+    node.assert_drops("sn_tc_uplink", &ack().bytes(), DropReason::Unsettled);
+}
+
+/// Real sockets in a namespace that this one has a number for: each state of a connection's socket.
+#[test]
+fn connection_without_entry_is_told_by_the_tasks_socket() {
+    let netns = with_route();
+    let task = Namespace::new("task");
+    netns.ip(&format!("netns set {} {EP_NETNS}", task.name));
+    let mut node = node_with_local_backend(TCP);
+    let mut local: LocalEndpoint = node.get("LOCAL", EP).unwrap();
+    local.netns = EP_NETNS;
+    node.put("LOCAL", EP, local);
+    // Client and server at one loopback device, under the addresses that the task sees.
+    for addr in [TASK, CLIENT.0] {
+        task.ip(&format!("addr add {}/32 dev lo", Ipv4Addr::from(addr)));
+    }
+    let from_client = |flags| Frame::tcp(CLIENT, PUBLISHED, flags);
+    let (server, client) = task.run(|| {
+        let server = TcpListener::bind((Ipv4Addr::from(TASK), 80)).unwrap();
+        let client = bound_socket((CLIENT.0, CLIENT.1));
+        (server, client)
+    });
+    assert_refuses(&mut node, &ack(), DropReason::UnknownFlow);
+
+    connect_bound(&client, (TASK, 80));
+    let (accepted, _) = server.accept().unwrap();
+    let frame = from_client(PSH_ACK);
+    node.assert_sends(
+        "sn_tc_uplink",
+        &frame.bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&frame, TASK),
+    );
+    let flow: FlowValue = node.get("FLOWS", flow_key(TCP)).expect("the entry is back");
+    assert_eq!((flow.node_addr, flow.published.to_host()), PUBLISHED);
+    assert_eq!(node.stats(STATS).new_flows, 0);
+
+    node.hash::<FlowKey, FlowValue>("FLOWS")
+        .remove(&flow_key(TCP))
+        .unwrap();
+    drop(accepted);
+    drop(client);
+    // What is left of it at the task waits in TIME_WAIT.
+    let frame = from_client(FIN | ACK);
+    node.assert_sends(
+        "sn_tc_uplink",
+        &frame.bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&frame, TASK),
+    );
 }
 
 #[test]
@@ -273,6 +360,26 @@ fn flows_spread_over_the_ring_as_the_shared_hash_says() {
         node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
     }
     assert!(seen.iter().all(|&count| count > 20), "{seen:?}");
+}
+
+/// A TCP socket with an address and port of its own.
+fn bound_socket(addr: (Be32, u16)) -> OwnedFd {
+    let client = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .unwrap();
+    setsockopt(&client, sockopt::ReuseAddr, &true).unwrap();
+    let addr = SockaddrIn::from(SocketAddrV4::new(addr.0.into(), addr.1));
+    bind(client.as_raw_fd(), &addr).unwrap();
+    client
+}
+
+fn connect_bound(client: &OwnedFd, to: (Be32, u16)) {
+    let to = SockaddrIn::from(SocketAddrV4::new(to.0.into(), to.1));
+    connect(client.as_raw_fd(), &to).unwrap();
 }
 
 /// Checks that the packet counts as dropped, and that the client gets a RST.
@@ -399,9 +506,60 @@ fn connection_of_the_owner_before_goes_there_though_the_owner_now_is_gone() {
         .remove(&EP)
         .unwrap();
     node.local(EP_2, 51, TASK_2, STATS_2);
+    put_flow(&mut node);
     let outcome = node.run_tc("sn_tc_uplink", &ack().bytes());
     assert_eq!(outcome.verdict, TC_ACT_REDIRECT);
     assert_eq!(node.stats(STATS_2).packets, 1);
+}
+
+/// The flow at the second task.
+fn put_flow(node: &mut Node) {
+    let key = FlowKey {
+        task: TASK_2,
+        ..flow_key(TCP)
+    };
+    let flow = FlowValue {
+        node_addr: NODE,
+        published: Be16::from_host(8080),
+        endpoint: EP_2,
+        generation: 1,
+        stats: STATS_2,
+        ..FlowValue::default()
+    };
+    node.put("FLOWS", key, flow);
+}
+
+#[test]
+fn flow_that_its_ring_has_forgotten_goes_where_its_pin_says() {
+    let third = 0x77;
+    // Pinned elsewhere: whoever is before is not asked.
+    let mut node = node_with_moved_slot(backend(EP_2, NODE_B, NODE_B));
+    node.pin(CLIENT, PUBLISHED, third, NODE_C);
+    let expected = ack().mesh(Kind::SecondHop, third, NODE).bytes();
+    node.assert_sends("sn_tc_uplink", &ack().bytes(), TC_ACT_REDIRECT, &expected);
+    // A SYN is a new connection.
+    node.assert_sends(
+        "sn_tc_uplink",
+        &syn().bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&syn(), TASK),
+    );
+    // Pinned here, to another task.
+    let mut node = node_with_moved_slot(backend(third, NODE_B, NODE_B));
+    node.local(EP_2, 51, TASK_2, STATS_2);
+    node.pin(CLIENT, PUBLISHED, EP_2, Be32::ZERO);
+    put_flow(&mut node);
+    node.assert_sends(
+        "sn_tc_uplink",
+        &ack().bytes(),
+        TC_ACT_REDIRECT,
+        &delivered(&ack(), TASK_2),
+    );
+    // A pin to where the flow is not is of a former connection.
+    let mut node = node_with_moved_slot(backend(EP_2, NODE_B, NODE_B));
+    node.pin(CLIENT, PUBLISHED, EP, Be32::ZERO);
+    let expected = ack().mesh(Kind::SecondHop, EP_2, NODE).bytes();
+    node.assert_sends("sn_tc_uplink", &ack().bytes(), TC_ACT_REDIRECT, &expected);
 }
 
 /// A service whose slot moved from `before` to a backend here.
@@ -439,6 +597,7 @@ fn established_flow_of_another_owner_is_handed_on_to_it() {
 fn established_flow_of_another_owner_on_this_node_is_delivered_to_it() {
     let mut node = node_with_moved_slot(backend(EP_2, Be32::ZERO, TASK_2));
     node.local(EP_2, 51, TASK_2, STATS_2);
+    put_flow(&mut node);
     node.assert_sends(
         "sn_tc_uplink",
         &ack().bytes(),
@@ -480,12 +639,12 @@ fn end_of_a_connection_is_noted_in_its_flow() {
             "sn_tc_uplink",
             &Frame::tcp(CLIENT, PUBLISHED, flags).bytes(),
         );
-        let flow: FlowValue = node.get("FLOWS", flow_key(TCP)).unwrap();
+        let flow = node.flow(flow_key(TCP)).unwrap();
         assert_eq!(flow.flags, expected);
     }
     // The same ports again: a new connection.
     node.run_tc("sn_tc_uplink", &syn().bytes());
-    let flow: FlowValue = node.get("FLOWS", flow_key(TCP)).unwrap();
+    let flow = node.flow(flow_key(TCP)).unwrap();
     assert_eq!(flow.flags, 0);
     assert_eq!(node.stats(STATS).new_flows, 2);
 }

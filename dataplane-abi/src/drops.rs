@@ -72,6 +72,11 @@ drop_reasons! {
     TooBig = 22 => "too-big",
     /// A task sends to another one of its node by the gateway bridge, past published ports.
     Isolated = 23 => "isolated",
+    /// A packet in the middle of a TCP connection for which no backend has a flow or a socket.
+    UnknownFlow = 35 => "unknown-flow",
+    /// A packet of a TCP connection that is not known here, moments after a change of backends: sent again,
+    /// it finds its backend, or is refused.
+    Unsettled = 36 => "unsettled",
 }
 
 /// Length of the drop counter array: room for reasons to come without a new layout.

@@ -19,4 +19,4 @@ pub use net::{Be16, Be32};
 
 /// Version of the map layouts; part of the pin path, so that programs never read maps of another
 /// shape.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;

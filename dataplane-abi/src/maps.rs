@@ -23,7 +23,7 @@ macro_rules! map_types {
 
 map_types! {
     /// `CONFIG[0]`: this node. Written by the agent, read by every program.
-    NodeConfig: 48 {
+    NodeConfig: 56 {
         vxlan_ifindex: u32,
         uplink_ifindex: u32,
         /// Interface that faces the tasks' gateway side (the bridge).
@@ -44,6 +44,10 @@ map_types! {
         /// Longest IPv4 packet that the tunnel carries in one piece of the underlay.
         tunnel_mtu: u32,
         _pad: u32,
+        /// Nanoseconds of the monotonic clock. Until then some node may hold a flow that a change of
+        /// a ring displaced and that is not in `PINS` yet: packets of unknown flows are dropped
+        /// without a RST.
+        unsettled_until: u64,
     }
 
     /// Key of `ENDPOINTS`.
@@ -83,7 +87,7 @@ map_types! {
 
     /// `LOCAL`, hash by endpoint id: the gateway side of a task on this node, where mesh packets
     /// are delivered. Written by the agent; read by the uplink, vxlan and gateway programs.
-    LocalEndpoint: 24 {
+    LocalEndpoint: 32 {
         /// Host side of the gateway veth.
         ifindex: u32,
         /// The task's address there.
@@ -94,6 +98,10 @@ map_types! {
         generation: u32,
         mac: [u8; 6],
         _pad: u16,
+        /// The task's network namespace, where its sockets are, by the number that the node's own
+        /// one has for it (RTM_NEWNSID).
+        netns: u32,
+        _pad2: u32,
     }
 
     /// Key of `VIPS`.
@@ -205,7 +213,8 @@ map_types! {
         _pad: u16,
     }
 
-    /// Key of `FLOWS`: a mesh flow at the backend's node, as the task sends its replies.
+    /// Key of `FLOWS`, `SYN_FLOWS` and `UDP_FLOWS`: a mesh flow at the backend's node, as the task
+    /// sends its replies.
     FlowKey: 16 {
         client: Be32,
         /// The task's gateway-side address.
@@ -217,9 +226,12 @@ map_types! {
         _pad2: u16,
     }
 
-    /// `FLOWS`, LRU hash: the one entry of a mesh flow, both directions; also UDP between tasks over
-    /// the gateway bridge ([`FLOW_BRIDGED`]). Written by the programs at the backend's node, read
-    /// there and by `inspect flows`.
+    /// The one entry of a mesh flow, both directions. Written by the programs at the backend's node,
+    /// read there and by `inspect flows`. LRU hashes all three, so that a flood of one kind evicts no
+    /// other:
+    /// - `FLOWS`: TCP connections for which the task has a socket;
+    /// - `SYN_FLOWS`: TCP, from the SYN on, until the handshake is over;
+    /// - `UDP_FLOWS`: UDP, also between tasks over the gateway bridge ([`FLOW_BRIDGED`]).
     FlowValue: 40 {
         /// Nanoseconds of the monotonic clock at the last packet, exact to about a second
         /// ([`FLOW_TOUCH_NS`]).
@@ -238,6 +250,26 @@ map_types! {
         stats: u32,
         /// Interface and next hop are looked up in the FIB for each reply when zero.
         _reserved: [u32; 2],
+    }
+
+    /// Key of `PINS`: a mesh flow as the client sends.
+    PinKey: 16 {
+        client: Be32,
+        node_addr: Be32,
+        client_port: Be16,
+        published: Be16,
+        proto: u8,
+        _pad: u8,
+        _pad2: u16,
+    }
+
+    /// `PINS`, hash: owners of live flows whose slot of the ring names them no more, neither as now nor
+    /// as before. Written by the agent from what the owners' agents say; read by the uplink and vxlan
+    /// programs for packets whose flow is not known, never at the entry.
+    PinValue: 8 {
+        endpoint: u32,
+        /// Tunnel address of its node; zero when it is here.
+        vtep: Be32,
     }
 
     /// Key of `VIP_FLOWS`: a flow to a VIP that the socket hook missed, as the backend replies.
@@ -368,5 +400,8 @@ pub const NODE_ADDRS_MAX: u32 = 1_024;
 pub const NETNS_MAX: u32 = 4_096;
 pub const SOCK_ORIGINS_MAX: u32 = 65_536;
 pub const FLOWS_MAX: u32 = 262_144;
+pub const SYN_FLOWS_MAX: u32 = 65_536;
+pub const PINS_MAX: u32 = 262_144;
+pub const UDP_FLOWS_MAX: u32 = 65_536;
 pub const VIP_FLOWS_MAX: u32 = 65_536;
 pub const STATS_MAX: u32 = 65_536;

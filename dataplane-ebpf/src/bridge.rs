@@ -8,8 +8,8 @@ use dataplane_abi::{
 };
 
 use crate::{
-    maps::{FLOWS, TARGETS},
-    mesh,
+    flow,
+    maps::{TARGETS, UDP_FLOWS},
     packet::{Bytes, Mac, PROTO_TCP, Packet},
     skb::Verdict,
 };
@@ -34,7 +34,7 @@ pub fn reply(packet: &Packet, flow: &mut FlowValue) -> Result<Verdict, DropReaso
     if packet.is_fragment() {
         return Err(DropReason::Fragmented);
     }
-    mesh::touch(flow, packet, 0);
+    flow::touch(flow, packet, 0);
     Ok(TC_ACT_UNSPEC)
 }
 
@@ -89,16 +89,14 @@ fn note(packet: &Packet, target: &TargetValue) -> Result<(), DropReason> {
         _pad: 0,
         _pad2: 0,
     };
-    if let Some(flow) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: as in `mesh::live_flow`.
-        let flow = unsafe { &mut *flow };
-        if flow.endpoint == target.endpoint {
-            mesh::touch(flow, packet, 0);
-            return Ok(());
-        }
+    if let Some(flow) = flow::get(&UDP_FLOWS, &key)
+        && flow.endpoint == target.endpoint
+    {
+        flow::touch(flow, packet, 0);
+        return Ok(());
     }
-    let flow = FlowValue {
-        last_seen: mesh::now(),
+    let value = FlowValue {
+        last_seen: flow::now(),
         entry_vtep: Be32::ZERO,
         node_addr: packet.dst,
         published: packet.dst_port,
@@ -108,7 +106,5 @@ fn note(packet: &Packet, target: &TargetValue) -> Result<(), DropReason> {
         stats: 0,
         _reserved: [0; 2],
     };
-    FLOWS
-        .insert(key, flow, 0)
-        .map_err(|_| DropReason::FlowTableFull)
+    flow::insert(&UDP_FLOWS, &key, &value)
 }

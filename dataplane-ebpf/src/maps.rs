@@ -12,10 +12,10 @@ use aya_ebpf::{
 use dataplane_abi::{
     BACKENDS_MAX, BackendValue, Be32, DropCounter, ENDPOINTS_MAX, EndpointKey, EndpointValue,
     FLOWS_MAX, FlowKey, FlowValue, LOCAL_MAX, LocalEndpoint, NETNS_MAX, NODE_ADDRS_MAX, NetnsValue,
-    NodeConfig, PEERS_MAX, PUBLISHED_MAX, PeerValue, PublishedKey, RING_CHUNKS_MAX, RingChunk,
-    SOCK_ORIGINS_MAX, STATS_MAX, ServiceValue, SockKey, SockOrigin, Stats, TARGETS_MAX, TargetKey,
-    TargetValue, VETHS_MAX, VIP_FLOWS_MAX, VIPS_MAX, VethValue, VipFlowKey, VipFlowValue, VipKey,
-    drops::DROP_REASONS_MAX,
+    NodeConfig, PEERS_MAX, PINS_MAX, PUBLISHED_MAX, PeerValue, PinKey, PinValue, PublishedKey,
+    RING_CHUNKS_MAX, RingChunk, SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX, ServiceValue, SockKey,
+    SockOrigin, Stats, TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX, VETHS_MAX,
+    VIP_FLOWS_MAX, VIPS_MAX, VethValue, VipFlowKey, VipFlowValue, VipKey, drops::DROP_REASONS_MAX,
 };
 
 /// This node.
@@ -66,9 +66,20 @@ pub static NETNS: HashMap<u64, NetnsValue> =
 #[map]
 pub static SOCK_ORIGINS: LruHashMap<SockKey, SockOrigin> =
     LruHashMap::with_max_entries(SOCK_ORIGINS_MAX, 0);
-/// Mesh flows whose backend is here.
+/// Mesh flows whose backend is here: TCP connections.
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(FLOWS_MAX, 0);
+/// TCP connections until their handshake is over.
+#[map]
+pub static SYN_FLOWS: LruHashMap<FlowKey, FlowValue> =
+    LruHashMap::with_max_entries(SYN_FLOWS_MAX, 0);
+/// Owners of flows that their ring has forgotten.
+#[map]
+pub static PINS: HashMap<PinKey, PinValue> = HashMap::with_max_entries(PINS_MAX, BPF_F_NO_PREALLOC);
+/// UDP.
+#[map]
+pub static UDP_FLOWS: LruHashMap<FlowKey, FlowValue> =
+    LruHashMap::with_max_entries(UDP_FLOWS_MAX, 0);
 /// Flows to VIPs, translated per packet, whose client is here.
 #[map]
 pub static VIP_FLOWS: LruHashMap<VipFlowKey, VipFlowValue> =

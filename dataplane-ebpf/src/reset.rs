@@ -27,7 +27,7 @@ const TTL: u8 = 64;
 #[inline(always)]
 pub fn is_due(packet: &Packet, reason: DropReason) -> bool {
     let due = match reason {
-        DropReason::NoBackend => true,
+        DropReason::NoBackend | DropReason::UnknownFlow => true,
         DropReason::BackendGone => packet.is_established(),
         _ => false,
     };

@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext}
 use dataplane_abi::{DropReason, FLOW_BRIDGED, VethValue};
 
 use crate::{
-    arp, bridge,
+    arp, bridge, flow,
     maps::VETHS,
     mesh,
     packet::{Bytes, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac, Packet},
@@ -43,7 +43,7 @@ fn ipv4(skb: Skb, bytes: Bytes, veth: &VethValue) -> Result<Verdict, DropReason>
     }
     let config = service::config()?;
     if packet.has_ports()
-        && let Some(flow) = mesh::flow_of_reply(&packet)
+        && let Some(flow) = flow::of_reply(&packet)
     {
         if flow.flags & FLOW_BRIDGED == 0 {
             return mesh::reply(skb, config, &packet, flow);

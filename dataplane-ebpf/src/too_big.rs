@@ -2,9 +2,7 @@
 //! length that fits (RFC 1191 section 4). What may be fragmented, the kernel does on the way out, and
 //! the other node's kernel undoes it.
 
-use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
-};
+use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail};
 use dataplane_abi::{Be32, DropReason, NodeConfig};
 
 use crate::{
@@ -47,7 +45,9 @@ pub fn turn_round(
 ) -> Result<(), DropReason> {
     let quote = skb.bytes().read::<[u32; QUOTE_LEN / 4]>(ETH_LEN)?;
     // The quoted IPv4 header sums up to nothing: its checksum is part of it.
-    let quote_sum = quote.iter().fold(Sum::ZERO, |sum, word| sum.add_word(*word));
+    let quote_sum = quote
+        .iter()
+        .fold(Sum::ZERO, |sum, word| sum.add_word(*word));
     let l4_checksum = match packet.proto {
         PROTO_UDP => skb.load(packet.l4 + 6),
         PROTO_TCP => skb.load(packet.l4 + 16),

@@ -2,6 +2,7 @@
 //! look, compare, and change only what differs.
 
 mod device;
+mod namespace;
 mod neighbour;
 mod node;
 mod route;
@@ -9,6 +10,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+pub use namespace::namespace_id;
 pub use node::{GATEWAY_BRIDGE, NodeLinks, NodeLinksSpec, ensure_node_links, remove_node_links};
 pub use task::{HostVeths, TaskLinksSpec, ensure_task_links, find_host_veths, remove_task_links};
 
@@ -33,6 +35,14 @@ pub enum LinkError {
     },
     #[error("link `{link}` was made and is not there; another program removes it")]
     Vanished { link: String },
+    #[error(
+        "network namespace `{netns}`: the kernel gives it no number, so sockets in it cannot be \
+         looked up: {source}"
+    )]
+    NamespaceId {
+        netns: String,
+        source: rtnetlink::Error,
+    },
     #[error("cannot open a netlink socket: {0}")]
     Socket(#[from] io::Error),
     #[error(

@@ -12,7 +12,7 @@ use model::EndpointId;
 
 use super::{
     HostVeths, NodeLinks, NodeLinksSpec, TaskLinksSpec, ensure_node_links, ensure_task_links,
-    find_host_veths, remove_node_links, remove_task_links,
+    find_host_veths, namespace_id, remove_node_links, remove_task_links,
 };
 use crate::{netns::Netns, repair::Repairs};
 
@@ -336,5 +336,19 @@ fn unknown_uplink_and_address_are_named() {
                 .to_string()
                 .contains("192.0.2.9")
         );
+    });
+}
+
+#[test]
+fn namespace_keeps_its_number() {
+    on_a_node(async |task| {
+        let first = namespace_id(&task).await.unwrap();
+        assert_eq!(namespace_id(&task).await.unwrap(), first);
+        // The kernel gives one too when a link leads from one to the other.
+        let mut repairs = Repairs::default();
+        ensure_node_links(&node_spec(), &mut repairs).await.unwrap();
+        let links = ensure_task_links(&task_spec(), &task, &mut repairs).await;
+        links.unwrap();
+        assert_eq!(namespace_id(&task).await.unwrap(), first);
     });
 }

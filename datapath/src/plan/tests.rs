@@ -225,6 +225,7 @@ fn local(draws: &[Draw]) -> LocalState {
         LocalTask {
             endpoint: EndpointId(draw.id),
             netns_cookie: 1000 + u64::from(draw.id),
+            netns_id: draw.id,
             gateway: veth(0, Ipv4Addr::new(172, 18, 0, draw.id as u8 + 2)),
             overlays: (1..=2u8)
                 .map(|network| {

@@ -97,6 +97,7 @@ impl Switch {
             gateway_mask: GATEWAY_MASK,
             tunnel_mtu: TUNNEL_MTU,
             _pad: 0,
+            unsettled_until: 0,
         });
         node.node_addr(addr);
         node.put("NETNS", namespace.cookie(), netns_value(NETNS_NODE, &[]));
@@ -179,6 +180,9 @@ impl Host {
         let namespace = Namespace::new("task");
         namespace.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
         let gateway = ip(172, 18, 0, endpoint as u8);
+        // Before a link between the two has the kernel choose a number.
+        self.namespace
+            .ip(&format!("netns set {} {endpoint}", namespace.name));
         self.wire(&namespace, "ov", endpoint, "eth0", overlay, 24, 1450);
         self.wire(&namespace, "gw", endpoint, "eth1", gateway, 16, 1500);
         self.namespace

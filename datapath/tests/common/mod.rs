@@ -15,9 +15,9 @@ use aya::{
 };
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropCounter, DropReason, EndpointKey, EndpointValue,
-    LocalEndpoint, NodeConfig, PeerValue, PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot,
-    ServiceValue, Stats, TargetKey, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey,
-    net::task_mac,
+    FlowKey, FlowValue, LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PublishedKey,
+    RING_CHUNK_SLOTS, RingChunk, RingSlot, ServiceValue, Stats, TargetKey, TargetValue,
+    VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey, net::task_mac,
 };
 
 pub use netns::*;
@@ -69,6 +69,8 @@ impl Node {
             .map_max_entries("RINGS", 1024)
             .map_max_entries("BACKENDS", 4096)
             .map_max_entries("FLOWS", 4096)
+            .map_max_entries("SYN_FLOWS", 4096)
+            .map_max_entries("UDP_FLOWS", 4096)
             .map_max_entries("VIP_FLOWS", 4096)
             .map_max_entries("SOCK_ORIGINS", 4096)
             .map_max_entries("STATS", 1024)
@@ -104,6 +106,7 @@ impl Node {
             gateway_mask: GATEWAY_MASK,
             tunnel_mtu: TUNNEL_MTU,
             _pad: 0,
+            unsettled_until: 0,
         });
         node
     }
@@ -182,7 +185,7 @@ impl Node {
         self.put("ENDPOINTS", EndpointKey { vni, addr }, value);
     }
 
-    /// A task's gateway side on this node.
+    /// A task's gateway side on this node. Its namespace has the number of its endpoint.
     pub fn local(&mut self, endpoint: u32, ifindex: u32, addr: Be32, stats: u32) {
         let value = LocalEndpoint {
             ifindex,
@@ -191,8 +194,29 @@ impl Node {
             generation: 1,
             mac: task_mac(addr),
             _pad: 0,
+            netns: endpoint,
+            _pad2: 0,
         };
         self.put("LOCAL", endpoint, value);
+    }
+
+    /// What a flow left in the tables of connections.
+    pub fn flow(&mut self, key: FlowKey) -> Option<FlowValue> {
+        let tables = ["FLOWS", "SYN_FLOWS", "UDP_FLOWS"];
+        tables.iter().find_map(|table| self.get(table, key))
+    }
+
+    pub fn pin(&mut self, client: (Be32, u16), frontend: (Be32, u16), endpoint: u32, vtep: Be32) {
+        let key = PinKey {
+            client: client.0,
+            node_addr: frontend.0,
+            client_port: Be16::from_host(client.1),
+            published: Be16::from_host(frontend.1),
+            proto: TCP,
+            _pad: 0,
+            _pad2: 0,
+        };
+        self.put("PINS", key, PinValue { endpoint, vtep });
     }
 
     /// What neighbours may reach of a task: the target of a published port.

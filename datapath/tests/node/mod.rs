@@ -230,6 +230,7 @@ pub fn local(endpoints: &[u32]) -> LocalState {
     let task = |id: u32| LocalTask {
         endpoint: EndpointId(id),
         netns_cookie: 1000 + u64::from(id),
+        netns_id: id,
         gateway: LocalVeth {
             ifindex: 100 + id,
             addr: Ipv4Addr::new(172, 18, 0, 10 + id as u8),
