@@ -44,8 +44,7 @@ fn node(proto: u8, entry: Be32) -> Node {
         stats: STATS,
         _reserved: [0; 2],
     };
-    let table = if proto == TCP { "FLOWS" } else { "UDP_FLOWS" };
-    node.put(table, key(proto), flow);
+    node.put_flow(key(proto), flow);
     node
 }
 

@@ -55,7 +55,7 @@ fn node_with_flow(proto: u8, entry: Be32) -> Node {
         endpoint: EP,
         ..FlowValue::default()
     };
-    node.put("FLOWS", key, flow);
+    node.put_flow(key, flow);
     node
 }
 
@@ -244,6 +244,8 @@ fn segment_size_that_the_client_tells_leaves_room_for_the_tunnel() {
         );
     }
     // Only a SYN has the option.
+    let syn = Frame::tcp(CLIENT, PUBLISHED, SYN);
+    node.run_tc("sn_tc_uplink", &syn.bytes());
     let option = [2, 4, 0xff, 0xff];
     let frame = Frame::tcp(CLIENT, PUBLISHED, ACK).tcp_options(&option);
     let expected = frame.clone().dst(TASK).dport(80).ttl(63);

@@ -200,7 +200,16 @@ impl Node {
         self.put("LOCAL", endpoint, value);
     }
 
-    /// What a flow left in the tables of connections.
+    pub fn put_flow(&mut self, key: FlowKey, flow: FlowValue) {
+        let table = if key.proto == TCP {
+            "FLOWS"
+        } else {
+            "UDP_FLOWS"
+        };
+        self.put(table, key, flow);
+    }
+
+    /// What a flow left in the tables.
     pub fn flow(&mut self, key: FlowKey) -> Option<FlowValue> {
         let tables = ["FLOWS", "SYN_FLOWS", "UDP_FLOWS"];
         tables.iter().find_map(|table| self.get(table, key))
