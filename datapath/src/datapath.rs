@@ -322,8 +322,10 @@ impl Datapath {
 pub struct SyncReport {
     /// Entries of maps written: endpoints, interfaces, namespaces, nodes, configuration.
     pub entries_written: usize,
-    /// Frontends (VIPs and published ports) that got a new entry.
+    /// New entries of VIPs and of runs of published ports.
     pub services_written: usize,
+    /// Published ports that lead to another entry, or to none.
+    pub ports_turned: usize,
     pub rings_written: usize,
     pub backends_written: usize,
     /// Entries removed, frontends included.
@@ -341,6 +343,7 @@ impl SyncReport {
         let Self {
             entries_written,
             services_written,
+            ports_turned,
             rings_written,
             backends_written,
             entries_removed,
@@ -351,6 +354,7 @@ impl SyncReport {
         [
             entries_written,
             services_written,
+            ports_turned,
             rings_written,
             backends_written,
             entries_removed,
@@ -363,7 +367,8 @@ impl SyncReport {
     fn count(&mut self, op: &Op) {
         match op {
             Op::ResetStats(_) | Op::DropFlows(_) | Op::DropVipFlows(_) => {}
-            Op::PutService(..) => self.services_written += 1,
+            Op::WriteFrontend(..) | Op::PutVip(..) => self.services_written += 1,
+            Op::SetPort(..) | Op::PutAddressed(..) => self.ports_turned += 1,
             Op::WriteRing(..) => self.rings_written += 1,
             Op::WriteBackends(_, values) => self.backends_written += values.len(),
             Op::PutEndpoint(..)
@@ -374,7 +379,8 @@ impl SyncReport {
             | Op::PutPeer(..)
             | Op::PutNodeAddr(_)
             | Op::PutConfig(_) => self.entries_written += 1,
-            Op::RemoveService(_)
+            Op::RemoveVip(_)
+            | Op::RemoveAddressed(_)
             | Op::RemoveEndpoint(_)
             | Op::RemoveVeth(_)
             | Op::RemoveLocal(_)
@@ -393,6 +399,7 @@ impl SyncReport {
             duration_us = self.duration.as_micros() as u64,
             written.entries = self.entries_written,
             written.services = self.services_written,
+            written.ports = self.ports_turned,
             written.rings = self.rings_written,
             written.backends = self.backends_written,
             removed.entries = self.entries_removed,

@@ -22,7 +22,7 @@ use model::{
 use crate::{
     local::{GATEWAY_PREFIX_LEN, LocalState, LocalTask, LocalVeth},
     maglev::Member,
-    tables::{Frontend, OverlayAddr, Published, Target},
+    tables::{Frontend, OverlayAddr, Port, Published, Target},
 };
 
 /// The view cannot be put into tables.
@@ -84,8 +84,8 @@ pub struct Desired {
 pub struct FrontendSpec {
     pub service: ServiceId,
     pub pool: Arc<Pool>,
-    /// Zero keeps the packet's.
-    pub target_port: Be16,
+    /// From the published port to the task's; zero keeps it.
+    pub port_shift: u16,
 }
 
 /// The backends of a frontend, in ascending order of endpoint. Frontends of one service share it.
@@ -324,7 +324,7 @@ impl<'a> Projection<'a> {
             let spec = FrontendSpec {
                 service: service.id,
                 pool: self.pool(service.id, backend, &mut desired.skipped),
-                target_port: Be16::ZERO,
+                port_shift: 0,
             };
             claim(desired, Frontend::Vip(OverlayAddr { vni, addr: vip }), spec);
         }
@@ -346,13 +346,15 @@ impl<'a> Projection<'a> {
         for port in &service.ports {
             let at = Published {
                 addr: Ipv4Addr::UNSPECIFIED,
-                port: port.published,
-                proto: port.protocol.number(),
+                port: Port {
+                    proto: port.protocol.number(),
+                    number: port.published,
+                },
             };
             let spec = FrontendSpec {
                 service: service.id,
                 pool: Arc::clone(&pool),
-                target_port: Be16::from_host(port.target),
+                port_shift: port.target.wrapping_sub(port.published),
             };
             claim(desired, Frontend::Published(at), spec);
         }

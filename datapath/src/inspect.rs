@@ -8,7 +8,7 @@ use std::{
 };
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, BackendValue, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN,
+    BACKEND_ACTIVE, BackendValue, Be16, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN,
     FlowValue, RingSlot, ServiceValue, Stats,
 };
 use model::{
@@ -55,19 +55,22 @@ impl Datapath {
 
     pub fn inspect_services(&self, view: &NodeView) -> Result<Vec<ServiceRow>> {
         let (tables, names) = (self.maps.observe()?, Names(view));
-        let rows = tables.services.iter().map(|(frontend, service)| {
-            let stats = self.maps.stats(service.stats)?;
-            Ok(ServiceRow {
-                service: names.service(*frontend),
-                frontend: names.frontend(*frontend, service),
-                backends: service.backend_count as usize,
-                ring_len: service.ring_len,
-                ring_digest: ring_digest(&tables, service),
-                packets: stats.packets,
-                bytes: stats.bytes,
-                new_flows: stats.new_flows,
-            })
-        });
+        let rows = tables
+            .entries()
+            .into_iter()
+            .map(|(frontend, count, service)| {
+                let stats = self.maps.stats(service.stats)?;
+                Ok(ServiceRow {
+                    service: names.service(frontend),
+                    frontend: names.frontend(frontend, count, service),
+                    backends: service.backend_count as usize,
+                    ring_len: service.ring_len,
+                    ring_digest: ring_digest(&tables, service),
+                    packets: stats.packets,
+                    bytes: stats.bytes,
+                    new_flows: stats.new_flows,
+                })
+            });
         rows.collect()
     }
 
@@ -98,8 +101,8 @@ impl Datapath {
         let live = self.live_flows()?;
         let mut seen = BTreeSet::new();
         let mut rows = Vec::new();
-        for (frontend, service) in &tables.services {
-            let name = names.service(*frontend);
+        for (frontend, _, service) in tables.entries() {
+            let name = names.service(frontend);
             let backends = tables.backends(service).unwrap_or_default();
             let shares = shares(&tables, service);
             for (index, backend) in (0u16..).zip(backends.iter()) {
@@ -252,17 +255,33 @@ impl Names<'_> {
     fn port(&self, service: &ServiceView, at: Published) -> Option<Protocol> {
         let mut ports = service.ports.iter();
         ports
-            .find(|port| port.published == at.port && port.protocol.number() == at.proto)
+            .find(|port| {
+                port.published == at.port.number && port.protocol.number() == at.port.proto
+            })
             .map(|port| port.protocol)
     }
 
-    fn frontend(&self, frontend: Frontend, service: &ServiceValue) -> String {
-        match frontend {
-            Frontend::Vip(at) => format!("{} ({})", at.addr, self.network(at.vni)),
-            Frontend::Published(_) => {
-                format!("{frontend} -> {}", service.target_port.to_host())
-            }
-        }
+    /// `count` neighbouring ports, or a VIP.
+    fn frontend(&self, frontend: Frontend, count: u16, service: &ServiceValue) -> String {
+        let at = match frontend {
+            Frontend::Vip(at) => return format!("{} ({})", at.addr, self.network(at.vni)),
+            Frontend::Published(at) => at,
+        };
+        let range = |first: u16| match count {
+            1 => first.to_string(),
+            _ => format!("{first}-{}", first.saturating_add(count - 1)),
+        };
+        let addr = match at.addr.is_unspecified() {
+            true => "*".to_owned(),
+            false => at.addr.to_string(),
+        };
+        let (published, protocol) = (at.port.number, protocol_name(at.port.proto));
+        let target = service.target(Be16::from_host(published)).to_host();
+        format!(
+            "{addr}:{}/{protocol} -> {}",
+            range(published),
+            range(target)
+        )
     }
 }
 

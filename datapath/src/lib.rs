@@ -26,6 +26,7 @@ mod local;
 pub mod maglev;
 mod maps;
 pub mod plan;
+mod ports;
 mod query;
 mod repair;
 pub mod ring;

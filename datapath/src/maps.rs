@@ -17,22 +17,25 @@ use dataplane_abi::{
 
 use crate::{
     error::{DatapathError, io_error},
-    plan::Op,
+    plan::{Capacities, Op},
+    ports::PortMap,
     sys,
-    tables::{Frontend, OverlayAddr, Tables, backend_range, ring_chunks},
+    tables::{Frontend, OverlayAddr, Published, Tables, backend_range, ring_chunks},
 };
 
 type Result<T> = std::result::Result<T, DatapathError>;
 
 /// Maps that are pinned, by their names in the object.
-pub(crate) const MAP_NAMES: [&str; 20] = [
+pub(crate) const MAP_NAMES: [&str; 22] = [
     "CONFIG",
     "ENDPOINTS",
     "VETHS",
     "LOCAL",
     "TARGETS",
     "VIPS",
-    "PUBLISHED",
+    "PORTS",
+    "ADDRESSED",
+    "FRONTENDS",
     "RINGS",
     "BACKENDS",
     "PEERS",
@@ -96,7 +99,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
 }
 
 /// Opens a pinned map as a type, which checks that the sizes of its key and value are the type's.
-fn open<T: TryFrom<Map, Error = MapError>>(dir: &Path, name: &'static str) -> Result<T> {
+pub(crate) fn open<T: TryFrom<Map, Error = MapError>>(dir: &Path, name: &'static str) -> Result<T> {
     let path = dir.join(name);
     let data = MapData::from_pin(&path).map_err(|error| DatapathError::Pin {
         action: "open",
@@ -119,7 +122,9 @@ pub(crate) struct Maps {
     locals: Table<u32, LocalEndpoint>,
     targets: Table<TargetKey, TargetValue>,
     vips: Table<VipKey, ServiceValue>,
-    published: Table<PublishedKey, ServiceValue>,
+    ports: PortMap,
+    addressed: Table<PublishedKey, u32>,
+    frontends: Array<MapData, ServiceValue>,
     rings: Array<MapData, RingChunk>,
     backends: Array<MapData, BackendValue>,
     peers: Table<Be32, PeerValue>,
@@ -147,7 +152,9 @@ impl Maps {
             locals: Table::open(dir, "LOCAL")?,
             targets: Table::open(dir, "TARGETS")?,
             vips: Table::open(dir, "VIPS")?,
-            published: Table::open(dir, "PUBLISHED")?,
+            ports: PortMap::open(dir)?,
+            addressed: Table::open(dir, "ADDRESSED")?,
+            frontends: open(dir, "FRONTENDS")?,
             rings: open(dir, "RINGS")?,
             backends: open(dir, "BACKENDS")?,
             peers: Table::open(dir, "PEERS")?,
@@ -165,17 +172,19 @@ impl Maps {
         })
     }
 
-    /// Sizes of `RINGS` (chunks), `BACKENDS` and `STATS`.
-    pub fn capacities(&self) -> [u32; 3] {
-        [self.rings.len(), self.backends.len(), self.stats.len()]
+    pub fn capacities(&self) -> Capacities {
+        Capacities {
+            ring_chunks: self.rings.len(),
+            backends: self.backends.len(),
+            frontends: self.frontends.len(),
+            stats: self.stats.len(),
+        }
     }
 
     /// What the kernel holds now.
     pub fn observe(&self) -> Result<Tables> {
         let vips = self.vips.read()?.into_iter();
         let vips = vips.map(|(key, value)| (Frontend::Vip(key.into()), value));
-        let published = self.published.read()?.into_iter();
-        let published = published.map(|(key, value)| (Frontend::Published(key.into()), value));
         let mut tables = Tables {
             config: self
                 .config
@@ -208,11 +217,32 @@ impl Maps {
                 .into_iter()
                 .map(|(k, _)| k.into())
                 .collect(),
-            services: vips.chain(published).collect(),
+            ports: self.ports.read(),
+            addressed: self
+                .addressed
+                .read()?
+                .into_iter()
+                .map(|(k, v)| (k.into(), v))
+                .collect(),
+            services: vips.collect(),
             ..Tables::default()
         };
+        self.observe_frontends(&mut tables)?;
         self.observe_ranges(&mut tables)?;
         Ok(tables)
+    }
+
+    /// Reads what published ports lead to, as far as it exists.
+    fn observe_frontends(&self, tables: &mut Tables) -> Result<()> {
+        let exists = |(_, index): &(Published, u32)| *index < self.frontends.len();
+        let published: Vec<_> = tables.published().filter(exists).collect();
+        let places = published.iter().map(|(_, index)| *index..*index + 1);
+        let values = Window::read("FRONTENDS", &self.frontends, places)?;
+        let services = published
+            .into_iter()
+            .map(|(at, index)| (Frontend::Published(at), values.get(index..index + 1)[0]));
+        tables.services.extend(services);
+        Ok(())
     }
 
     /// Reads what the services name, as far as it exists.
@@ -270,14 +300,15 @@ impl Maps {
                     .map_err(DatapathError::map_io("BACKENDS", "write to"))?;
             }
             Op::WriteRing(base, slots) => self.write_ring(*base, slots)?,
-            Op::PutService(Frontend::Vip(at), value) => self.vips.put((*at).into(), *value)?,
-            Op::PutService(Frontend::Published(at), value) => {
-                self.published.put((*at).into(), *value)?;
-            }
-            Op::RemoveService(Frontend::Vip(at)) => drop(self.vips.remove(&(*at).into())?),
-            Op::RemoveService(Frontend::Published(at)) => {
-                self.published.remove(&(*at).into())?;
-            }
+            Op::WriteFrontend(index, value) => self
+                .frontends
+                .set(*index, value, 0)
+                .map_err(DatapathError::map("FRONTENDS", "write to"))?,
+            Op::PutVip(at, value) => self.vips.put((*at).into(), *value)?,
+            Op::PutAddressed(at, index) => self.addressed.put((*at).into(), *index)?,
+            Op::SetPort(port, word) => self.ports.set(*port, *word),
+            Op::RemoveVip(at) => drop(self.vips.remove(&(*at).into())?),
+            Op::RemoveAddressed(at) => drop(self.addressed.remove(&(*at).into())?),
             Op::RemoveEndpoint(at) => drop(self.endpoints.remove(&(*at).into())?),
             Op::RemoveVeth(ifindex) => drop(self.veths.remove(ifindex)?),
             Op::RemoveLocal(endpoint) => drop(self.locals.remove(endpoint)?),

@@ -4,10 +4,11 @@
 //! first what the new frontends lead to (endpoints, interfaces, fresh ranges of rings and
 //! backends), then each frontend's one entry, then the removals, at last the configuration.
 
+mod frontends;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
-    hash::Hash,
     net::Ipv4Addr,
     ops::Range,
     sync::Arc,
@@ -15,16 +16,15 @@ use std::{
 
 use dataplane_abi::{
     BackendValue, ENDPOINT_HAS_VIP_FLOWS, EndpointValue, LocalEndpoint, NetnsValue, NodeConfig,
-    PeerValue, RING_CHUNK_SLOTS, ServiceValue, TargetValue, VethValue,
+    PeerValue, PortWord, ServiceValue, TargetValue, VethValue,
 };
 
-use xxhash_rust::xxh3::Xxh3DefaultBuilder;
-
 use crate::{
-    desired::{Desired, FrontendSpec, Pool},
+    desired::Desired,
     extent::{Exhausted, Extents, Moment},
-    ring::{Ring, RingBuilder},
-    tables::{Frontend, OverlayAddr, Tables, Target, backend_range, endpoints_of, ring_chunks},
+    plan::frontends::Entry,
+    ring::RingBuilder,
+    tables::{Frontend, OverlayAddr, Port, Published, Tables, Target, backend_range, ring_chunks},
 };
 
 /// One change of the kernel's tables.
@@ -43,8 +43,13 @@ pub enum Op {
     WriteBackends(u32, Arc<[BackendValue]>),
     /// From a chunk of `RINGS` on.
     WriteRing(u32, Arc<[u32]>),
-    PutService(Frontend, ServiceValue),
-    RemoveService(Frontend),
+    /// At an index of `FRONTENDS`.
+    WriteFrontend(u32, ServiceValue),
+    PutVip(OverlayAddr, ServiceValue),
+    PutAddressed(Published, u32),
+    SetPort(Port, PortWord),
+    RemoveVip(OverlayAddr),
+    RemoveAddressed(Published),
     RemoveEndpoint(OverlayAddr),
     RemoveVeth(u32),
     RemoveLocal(u32),
@@ -69,12 +74,7 @@ impl fmt::Display for Op {
             Self::WriteRing(base, slots) => {
                 write!(f, "WriteRing at chunk {base}, {} slots", slots.len())
             }
-            Self::PutService(frontend, value) => write!(
-                f,
-                "PutService {frontend}, ring {}+{}, backends {}+{}",
-                value.ring_base, value.ring_len, value.backend_base, value.backend_count
-            ),
-            Self::RemoveService(frontend) => write!(f, "RemoveService {frontend}"),
+            Self::SetPort(port, word) => write!(f, "SetPort {port}, {word:?}"),
             short => write!(f, "{short:?}"),
         }
     }
@@ -96,16 +96,33 @@ pub struct Full {
 pub struct Planner {
     rings: Extents,
     backends: Extents,
+    frontends: Extents,
     stats: Extents,
     builder: RingBuilder,
 }
 
+/// Sizes of the array maps.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacities {
+    pub ring_chunks: u32,
+    pub backends: u32,
+    pub frontends: u32,
+    pub stats: u32,
+}
+
 impl Planner {
-    /// For maps `RINGS` (in chunks), `BACKENDS` and `STATS` of these sizes.
-    pub fn new([rings, backends, stats]: [u32; 3]) -> Self {
+    pub fn new(capacities: Capacities) -> Self {
+        let Capacities {
+            ring_chunks,
+            backends,
+            frontends,
+            stats,
+        } = capacities;
         Self {
-            rings: Extents::new(0..rings),
+            rings: Extents::new(0..ring_chunks),
             backends: Extents::new(0..backends),
+            // Zero in a port's word is no frontend.
+            frontends: Extents::new(1..frontends),
             // Counters at zero are nobody's: a value that names none counts there.
             stats: Extents::new(1..stats),
             builder: RingBuilder::default(),
@@ -122,11 +139,12 @@ impl Planner {
         self.settle(present, now);
         self.builder.begin();
         let mut draft = Draft::default();
-        let stats = self.stats(desired, present, &mut draft)?;
+        let entries = self.entries(desired, present, &mut draft)?;
+        let stats = self.stats(desired, present, &entries, &mut draft)?;
         endpoints(desired, present, &mut draft);
         interfaces(desired, present, &stats.by_endpoint, &mut draft);
         neighbours(desired, present, &mut draft);
-        self.services(desired, present, &stats.by_frontend, &mut draft)?;
+        self.frontends(&entries, present, &stats.by_frontend, &mut draft)?;
         config(desired, present, &mut draft);
         Ok(draft.into_ops())
     }
@@ -134,7 +152,8 @@ impl Planner {
     /// Makes ranges that rest available at once. The caller has waited, after the last plan, until
     /// every program ended that ran before it.
     pub fn readers_are_gone(&mut self, now: Moment) {
-        for extents in [&mut self.rings, &mut self.backends, &mut self.stats] {
+        let (rings, backends) = (&mut self.rings, &mut self.backends);
+        for extents in [rings, backends, &mut self.frontends, &mut self.stats] {
             extents.end_rest(now);
         }
     }
@@ -143,6 +162,9 @@ impl Planner {
         let services = || present.services.values();
         self.rings.settle(services().map(ring_chunks), now);
         self.backends.settle(services().map(backend_range), now);
+        let places = present.published().map(|(_, index)| index);
+        self.frontends
+            .settle(places.map(|index| index..index.saturating_add(1)), now);
         let frontends = services().map(|service| service.stats);
         let endpoints = present.locals.values().map(|local| local.stats);
         let veths = present.veths.values().map(|veth| veth.stats);
@@ -156,6 +178,7 @@ impl Planner {
         &mut self,
         desired: &Desired,
         present: &Tables,
+        entries: &[Entry],
         draft: &mut Draft,
     ) -> Result<StatsIndexes, Full> {
         let mut claims = Claims {
@@ -163,9 +186,10 @@ impl Planner {
             taken: HashSet::new(),
         };
         let mut indexes = StatsIndexes::default();
-        for frontend in desired.frontends.keys() {
-            let had = present.services.get(frontend).map(|service| service.stats);
-            indexes.by_frontend.insert(*frontend, claims.keep(had));
+        for entry in entries {
+            let had = present.services.get(&entry.frontend);
+            let kept = claims.keep(had.map(|service| service.stats));
+            indexes.by_frontend.insert(entry.frontend, kept);
         }
         let endpoints = desired.veths.values().map(|veth| veth.endpoint);
         for endpoint in endpoints.chain(desired.locals.keys().copied()) {
@@ -188,184 +212,10 @@ impl Planner {
         }
         Ok(indexes)
     }
-
-    fn services(
-        &mut self,
-        desired: &Desired,
-        present: &Tables,
-        stats: &BTreeMap<Frontend, u32>,
-        draft: &mut Draft,
-    ) -> Result<(), Full> {
-        let mut contents = Contents::new(present);
-        let mut decided: HashMap<Situation, ServiceValue> = HashMap::new();
-        for (frontend, spec) in &desired.frontends {
-            let had = present.services.get(frontend);
-            let value = match decided.get(&Situation::of(spec, had)) {
-                Some(value) => *value,
-                None => {
-                    let seed = desired.config.ring_seed;
-                    let value =
-                        self.ranges(&spec.pool, had, present, seed, &mut contents, draft)?;
-                    decided.insert(Situation::of(spec, had), value);
-                    value
-                }
-            };
-            let value = ServiceValue {
-                stats: stats[frontend],
-                target_port: spec.target_port,
-                generation: had.map_or(0, |had| had.generation),
-                ..value
-            };
-            if had != Some(&value) {
-                let value = ServiceValue {
-                    generation: value.generation.wrapping_add(1),
-                    ..value
-                };
-                draft.services.push(Op::PutService(*frontend, value));
-            }
-        }
-        let gone = present.services.keys();
-        let gone = gone.filter(|frontend| !desired.frontends.contains_key(*frontend));
-        draft
-            .service_removals
-            .extend(gone.map(|frontend| Op::RemoveService(*frontend)));
-        Ok(())
-    }
-
-    /// Ring and backends of a frontend: where they are already when they are right, in another
-    /// frontend's range with the same contents, or in a new one.
-    fn ranges(
-        &mut self,
-        pool: &Pool,
-        had: Option<&ServiceValue>,
-        present: &Tables,
-        seed: u64,
-        contents: &mut Contents<'_>,
-        draft: &mut Draft,
-    ) -> Result<ServiceValue, Full> {
-        let old_slots = had.and_then(|had| present.slots(had));
-        let old_backends = had.and_then(|had| present.backends(had));
-        let old_endpoints = old_backends.as_deref().map(endpoints_of);
-        let previous = old_slots.as_deref().zip(old_endpoints.as_deref());
-        let previous = previous.map(|(slots, backends)| Ring { slots, backends });
-        let slots: Arc<[u32]> = self.builder.next(previous, &pool.members, seed).into();
-
-        let backend_base = match had.filter(|_| old_backends.as_deref() == Some(&*pool.backends)) {
-            Some(had) => had.backend_base,
-            None => contents.backends(&pool.backends, &mut self.backends, draft)?,
-        };
-        let ring_base = match had.filter(|_| old_slots.as_deref() == Some(&*slots)) {
-            Some(had) => had.ring_base,
-            None => contents.ring(&slots, &mut self.rings, draft)?,
-        };
-        Ok(ServiceValue {
-            ring_base: if slots.len() > 1 { ring_base } else { 0 },
-            ring_len: slots.len() as u32,
-            backend_base,
-            backend_count: pool.backends.len() as u32,
-            single: if slots.len() == 1 { slots[0] } else { 0 },
-            ..ServiceValue::default()
-        })
-    }
 }
 
 fn full(map: &'static str) -> impl Fn(Exhausted) -> Full {
     move |at| Full { map, at }
-}
-
-/// Frontends that share all of this get the same ranges: the ports of one service, mostly.
-#[derive(PartialEq, Eq, Hash)]
-struct Situation {
-    pool: *const Pool,
-    had: Option<[u32; 5]>,
-}
-
-impl Situation {
-    fn of(spec: &FrontendSpec, had: Option<&ServiceValue>) -> Self {
-        Self {
-            pool: Arc::as_ptr(&spec.pool),
-            had: had.map(|had| {
-                [
-                    had.ring_base,
-                    had.ring_len,
-                    had.single,
-                    had.backend_base,
-                    had.backend_count,
-                ]
-            }),
-        }
-    }
-}
-
-/// What the ranges of the array maps hold, so that equal contents are kept once. Most plans never
-/// ask, so it is looked through at the first question.
-struct Contents<'a> {
-    present: &'a Tables,
-    rings: Option<HashMap<Arc<[u32]>, u32, Xxh3DefaultBuilder>>,
-    backends: Option<HashMap<Box<[u8]>, u32, Xxh3DefaultBuilder>>,
-}
-
-impl<'a> Contents<'a> {
-    fn new(present: &'a Tables) -> Self {
-        Self {
-            present,
-            rings: None,
-            backends: None,
-        }
-    }
-
-    fn ring(
-        &mut self,
-        slots: &Arc<[u32]>,
-        extents: &mut Extents,
-        draft: &mut Draft,
-    ) -> Result<u32, Full> {
-        if slots.len() <= 1 {
-            return Ok(0);
-        }
-        let known = self.rings.get_or_insert_with(|| {
-            let rings = self.present.rings.iter();
-            rings
-                .map(|((base, _), slots)| (Arc::clone(slots), *base))
-                .collect()
-        });
-        if let Some(base) = known.get(slots) {
-            return Ok(*base);
-        }
-        let chunks = (slots.len() as u32).div_ceil(RING_CHUNK_SLOTS);
-        let base = extents.allocate(chunks).map_err(full("RINGS"))?;
-        known.insert(Arc::clone(slots), base);
-        draft.ranges.push(Op::WriteRing(base, Arc::clone(slots)));
-        Ok(base)
-    }
-
-    fn backends(
-        &mut self,
-        values: &Arc<[BackendValue]>,
-        extents: &mut Extents,
-        draft: &mut Draft,
-    ) -> Result<u32, Full> {
-        if values.is_empty() {
-            return Ok(0);
-        }
-        let bytes = crate::sys::bytes_of(values);
-        let known = self.backends.get_or_insert_with(|| {
-            let backends = self.present.backends.iter();
-            backends
-                .map(|((base, _), values)| (crate::sys::bytes_of(values).into(), *base))
-                .collect()
-        });
-        if let Some(base) = known.get(bytes) {
-            return Ok(*base);
-        }
-        let len = values.len() as u32;
-        let base = extents.allocate(len).map_err(full("BACKENDS"))?;
-        known.insert(bytes.into(), base);
-        draft
-            .ranges
-            .push(Op::WriteBackends(base, Arc::clone(values)));
-        Ok(base)
-    }
 }
 
 /// Zero stands for "none yet".
@@ -395,8 +245,10 @@ struct Draft {
     resets: Vec<Op>,
     puts: Vec<Op>,
     ranges: Vec<Op>,
-    services: Vec<Op>,
-    service_removals: Vec<Op>,
+    /// Single addresses before the words that send readers to them, and the other way round.
+    frontends: Vec<Op>,
+    ports: Vec<Op>,
+    frontend_removals: Vec<Op>,
     removals: Vec<Op>,
     /// After the removals, so that no program makes a new one.
     flow_removals: Vec<Op>,
@@ -409,8 +261,9 @@ impl Draft {
             self.resets,
             self.puts,
             self.ranges,
-            self.services,
-            self.service_removals,
+            self.frontends,
+            self.ports,
+            self.frontend_removals,
             self.removals,
             self.flow_removals,
             self.config,

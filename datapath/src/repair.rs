@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
 };
 
+use dataplane_abi::PortWord;
 use tracing::debug;
 
 use crate::{
@@ -75,13 +76,22 @@ fn deviation(op: &Op, present: &Tables) -> Option<Deviation> {
         ),
         Op::PutPeer(addr, _) => put("PEERS", addr.to_string(), present.peers.contains_key(addr)),
         Op::PutNodeAddr(addr) => put("NODE_ADDRS", addr.to_string(), false),
-        Op::PutService(frontend, _) => put(
-            map_of(frontend),
-            frontend.to_string(),
-            present.services.contains_key(frontend),
-        ),
+        Op::PutVip(at, _) => {
+            let vip = Frontend::Vip(*at);
+            put("VIPS", vip.to_string(), present.services.contains_key(&vip))
+        }
+        Op::PutAddressed(at, _) => {
+            let is_there = present.addressed.contains_key(at);
+            put("ADDRESSED", Frontend::Published(*at).to_string(), is_there)
+        }
+        Op::SetPort(port, word) if *word == PortWord::default() => {
+            removed("PORTS", port.to_string())
+        }
+        // The word, or the frontend that it leads to.
+        Op::SetPort(port, _) => put("PORTS", port.to_string(), present.ports.contains_key(port)),
         Op::PutConfig(_) => put("CONFIG", "0".to_owned(), present.config.generation != 0),
-        Op::RemoveService(frontend) => removed(map_of(frontend), frontend.to_string()),
+        Op::RemoveVip(at) => removed("VIPS", Frontend::Vip(*at).to_string()),
+        Op::RemoveAddressed(at) => removed("ADDRESSED", Frontend::Published(*at).to_string()),
         Op::RemoveEndpoint(at) => removed("ENDPOINTS", format!("{at:?}")),
         Op::RemoveVeth(index) => removed("VETHS", index.to_string()),
         Op::RemoveLocal(id) => removed("LOCAL", id.to_string()),
@@ -90,18 +100,12 @@ fn deviation(op: &Op, present: &Tables) -> Option<Deviation> {
         Op::RemovePeer(addr) => removed("PEERS", addr.to_string()),
         Op::RemoveNodeAddr(addr) => removed("NODE_ADDRS", addr.to_string()),
         // Each comes with the entry that names it, or follows from another one.
-        Op::WriteRing(..)
+        Op::WriteFrontend(..)
+        | Op::WriteRing(..)
         | Op::WriteBackends(..)
         | Op::ResetStats(_)
         | Op::DropFlows(_)
         | Op::DropVipFlows(_) => None,
-    }
-}
-
-fn map_of(frontend: &Frontend) -> &'static str {
-    match frontend {
-        Frontend::Vip(_) => "VIPS",
-        Frontend::Published(_) => "PUBLISHED",
     }
 }
 

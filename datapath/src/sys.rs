@@ -7,11 +7,14 @@ use std::{
     ffi::CString,
     io,
     mem::{size_of, size_of_val},
+    ops::Deref,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
+    ptr::{NonNull, null_mut},
+    sync::atomic::AtomicU32,
 };
 
 use aya::Pod;
@@ -253,6 +256,73 @@ pub(crate) fn read_run<V: Pod>(map: BorrowedFd<'_>, first: u32, count: u32) -> i
     unsafe { values.set_len(attr.count as usize) };
     Ok(values)
 }
+
+/// An array map of 32-bit words, made with `BPF_F_MMAPABLE`, in our memory: a store is one word in
+/// one go for whoever reads, and no system call.
+#[derive(Debug)]
+pub(crate) struct MappedWords {
+    start: NonNull<MappedWord>,
+    len: usize,
+}
+
+/// The kernel gives each element of an array eight bytes or a multiple.
+#[derive(Debug)]
+#[repr(C, align(8))]
+pub(crate) struct MappedWord {
+    pub word: AtomicU32,
+    _pad: u32,
+}
+
+impl MappedWords {
+    /// Of `map`, with `len` elements.
+    pub fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        let len = len as usize;
+        // SAFETY: a new mapping at a place that the kernel chooses; it refuses a length beyond the
+        // map's, and a map that is no such array.
+        let start = unsafe {
+            libc::mmap(
+                null_mut(),
+                len * size_of::<MappedWord>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, len })
+    }
+}
+
+impl Deref for MappedWords {
+    type Target = [MappedWord];
+
+    fn deref(&self) -> &[MappedWord] {
+        // SAFETY: the mapping has `len` elements of this layout and lives as long as `self`; others
+        // write only the words, which are atomic here.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for MappedWords {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and no reference into it outlives `self`.
+        unsafe {
+            libc::munmap(
+                self.start.as_ptr().cast(),
+                self.len * size_of::<MappedWord>(),
+            )
+        };
+    }
+}
+
+// SAFETY: memory that is no thread's own, and atomic.
+unsafe impl Send for MappedWords {}
+// SAFETY: as above.
+unsafe impl Sync for MappedWords {}
 
 #[repr(C)]
 #[derive(Default)]

@@ -10,7 +10,8 @@ use std::{
 
 use dataplane_abi::{
     BackendValue, EndpointKey, EndpointValue, LocalEndpoint, NetnsValue, NodeConfig, PeerValue,
-    PublishedKey, RING_CHUNK_SLOTS, ServiceValue, TargetKey, TargetValue, VethValue, VipKey,
+    PortWord, PublishedKey, RING_CHUNK_SLOTS, ServiceValue, TargetKey, TargetValue, VethValue,
+    VipKey,
 };
 use model::EndpointId;
 
@@ -57,21 +58,39 @@ impl From<VipKey> for OverlayAddr {
     }
 }
 
-/// A published port; `addr` 0.0.0.0 is every address of the node.
+/// A port of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port {
+    /// IANA protocol number.
+    pub proto: u8,
+    pub number: u16,
+}
+
+/// A published port; `addr` 0.0.0.0 is every address of the node that has none of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Published {
     pub addr: Ipv4Addr,
-    pub port: u16,
-    /// IANA protocol number.
-    pub proto: u8,
+    pub port: Port,
+}
+
+impl Published {
+    /// The next port on the same addresses.
+    pub fn next(self) -> Option<Self> {
+        let number = self.port.number.checked_add(1)?;
+        let port = Port {
+            number,
+            ..self.port
+        };
+        Some(Self { port, ..self })
+    }
 }
 
 impl From<Published> for PublishedKey {
     fn from(at: Published) -> Self {
         Self {
             addr: at.addr.into(),
-            port: dataplane_abi::Be16::from_host(at.port),
-            proto: at.proto,
+            port: dataplane_abi::Be16::from_host(at.port.number),
+            proto: at.port.proto,
             _pad: 0,
         }
     }
@@ -81,8 +100,10 @@ impl From<PublishedKey> for Published {
     fn from(key: PublishedKey) -> Self {
         Self {
             addr: key.addr.into(),
-            port: key.port.to_host(),
-            proto: key.proto,
+            port: Port {
+                proto: key.proto,
+                number: key.port.to_host(),
+            },
         }
     }
 }
@@ -134,9 +155,15 @@ impl fmt::Display for Frontend {
                 } else {
                     write!(f, "{}", at.addr)?;
                 }
-                write!(f, ":{}/{}", at.port, protocol_name(at.proto))
+                write!(f, ":{}", at.port)
             }
         }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, protocol_name(self.proto))
     }
 }
 
@@ -163,6 +190,10 @@ pub struct Tables {
     pub targets: BTreeMap<Target, TargetValue>,
     pub peers: BTreeMap<Ipv4Addr, PeerValue>,
     pub node_addrs: BTreeSet<Ipv4Addr>,
+    pub ports: BTreeMap<Port, PortWord>,
+    /// Indexes into `FRONTENDS` of what single addresses have.
+    pub addressed: BTreeMap<Published, u32>,
+    /// What VIPs and published ports lead to, as far as it exists.
     pub services: BTreeMap<Frontend, ServiceValue>,
     /// By `(ring_base, ring_len)`, for lengths above one.
     pub rings: BTreeMap<(u32, u32), Arc<[u32]>>,
@@ -171,6 +202,46 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// What is published, and where in `FRONTENDS` it leads to.
+    pub fn published(&self) -> impl Iterator<Item = (Published, u32)> + '_ {
+        let everywhere = self.ports.iter().filter_map(|(port, word)| {
+            let at = Published {
+                addr: Ipv4Addr::UNSPECIFIED,
+                port: *port,
+            };
+            Some((at, word.frontend()?))
+        });
+        everywhere.chain(self.addressed.iter().map(|(at, index)| (*at, *index)))
+    }
+
+    /// Where in `FRONTENDS` a published port leads to.
+    pub fn place(&self, at: Published) -> Option<u32> {
+        if at.addr.is_unspecified() {
+            return self.ports.get(&at.port)?.frontend();
+        }
+        self.addressed.get(&at).copied()
+    }
+
+    /// Each VIP, and each run of neighbouring ports that lead to one place: its first port, how many
+    /// they are, and the entry.
+    pub fn entries(&self) -> Vec<(Frontend, u16, &ServiceValue)> {
+        let mut entries: Vec<(Frontend, u16, &ServiceValue)> = Vec::new();
+        let mut last = None;
+        for (frontend, service) in &self.services {
+            let at = match frontend {
+                Frontend::Vip(_) => None,
+                Frontend::Published(at) => Some((*at, self.place(*at))),
+            };
+            let goes_on = at.is_some() && at == last;
+            match entries.last_mut().filter(|_| goes_on) {
+                Some((_, count, _)) => *count += 1,
+                None => entries.push((*frontend, 1, service)),
+            }
+            last = at.and_then(|(at, place)| Some((at.next()?, place)));
+        }
+        entries
+    }
+
     /// The slots that a service names, its single one included; `None` when it names slots that do
     /// not exist.
     pub fn slots(&self, service: &ServiceValue) -> Option<Arc<[u32]>> {

@@ -798,3 +798,65 @@ fn xdp_leaves_local_backends_to_tc() {
     assert_packets_equal(&outcome.packet, &syn().bytes());
     assert_eq!(node.stats(FRONT).packets, 0);
 }
+
+/// One frontend serves a range: each port leads to the task's port at the same distance.
+#[test]
+fn range_of_ports_is_one_frontend() {
+    let mut node = node();
+    node.local(EP, 50, TASK, STATS);
+    let backends = [backend(EP, Be32::ZERO, TASK)];
+    let service = node.service(0, FRONT, 80, &backends, &[slot(0, 0)]);
+    node.publish_range(8000, 8999, TCP, service);
+    for (published, target) in [(8000, 80), (8001, 81), (8999, 1079)] {
+        let frame = Frame::tcp(CLIENT, (NODE, published), SYN);
+        let outcome = node.run_tc("sn_tc_uplink", &frame.bytes());
+        assert_eq!(outcome.verdict, TC_ACT_REDIRECT, "{:?}", node.drops());
+        let port = u16::from_be_bytes([outcome.packet[36], outcome.packet[37]]);
+        assert_eq!(port, target);
+    }
+    for port in [7999, 9000] {
+        node.assert_passes(
+            "sn_tc_uplink",
+            &Frame::tcp(CLIENT, (NODE, port), SYN).bytes(),
+        );
+    }
+    assert_eq!(node.stats(FRONT).new_flows, 3);
+}
+
+/// Two services share a port by address; a third has it on all other addresses.
+#[test]
+fn address_of_its_own_comes_before_all_the_others() {
+    const ELSEWHERE: Be32 = ip(192, 168, 0, 77);
+    for elsewhere in [false, true] {
+        let mut node = node();
+        node.node_addr(ELSEWHERE);
+        let mut remote = |base: u32, endpoint: u32| {
+            let backends = [backend(endpoint, NODE_B, NODE_B)];
+            node.service(base, base, 80, &backends, &[slot(0, 0)])
+        };
+        let (own, all) = (remote(1, EP), remote(2, EP + 1));
+        let all = if elsewhere {
+            node.frontend(8080, all)
+        } else {
+            0
+        };
+        node.publish_at(NODE, 8080, TCP, own, all);
+        let mut frontends = |addr: Be32| {
+            let outcome = node.run_tc(
+                "sn_tc_uplink",
+                &Frame::tcp(CLIENT, (addr, 8080), SYN).bytes(),
+            );
+            (
+                outcome.verdict,
+                node.stats(1).packets,
+                node.stats(2).packets,
+            )
+        };
+        assert_eq!(frontends(NODE), (TC_ACT_REDIRECT, 1, 0));
+        let other = match elsewhere {
+            true => (TC_ACT_REDIRECT, 1, 1),
+            false => (TC_ACT_UNSPEC, 1, 0),
+        };
+        assert_eq!(frontends(ELSEWHERE), other);
+    }
+}

@@ -2,24 +2,29 @@
 
 mod node;
 
-use std::{net::Ipv4Addr, time::Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use aya::maps::Array;
 use dataplane_abi::{
     Be16, Be32, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FlowKey, FlowValue,
-    LocalEndpoint, NodeConfig, PeerValue, PublishedKey, RingChunk, ServiceValue, VethValue,
-    VipFlowKey, VipFlowValue, VipKey,
+    LocalEndpoint, NodeConfig, PeerValue, PortWord, RingChunk, ServiceValue, VethValue, VipFlowKey,
+    VipFlowValue, VipKey,
 };
-use model::feed::BackendState::{Active, Draining};
+use model::{
+    feed::{
+        BackendState::{Active, Draining},
+        PublishedPort,
+    },
+    spec::Protocol,
+};
 use node::{OTHER, SELF, VNI, endpoint, endpoint_addr, in_namespace, local, view, vtep};
 use swarmnet_datapath::DatapathError;
 
-const PUBLISHED: PublishedKey = PublishedKey {
-    addr: Be32::ZERO,
-    port: Be16::from_host(8080),
-    proto: 6,
-    _pad: 0,
-};
+/// Of TCP 8080, in `PORTS`.
+const PORT: u32 = 8080;
 
 fn flow(client: u32, endpoint: u32) -> (FlowKey, FlowValue) {
     let key = FlowKey {
@@ -83,7 +88,9 @@ fn deleted_and_altered_entries_are_repaired() {
         let mut veths = pins.table::<u32, VethValue>("VETHS");
         let mut more_veths = pins.table::<u32, VethValue>("VETHS");
         let mut vips = pins.table::<VipKey, ServiceValue>("VIPS");
-        let mut published = pins.table::<PublishedKey, ServiceValue>("PUBLISHED");
+        let mut ports = Array::<_, u32>::try_from(pins.map("PORTS")).unwrap();
+        let mut frontends = Array::<_, ServiceValue>::try_from(pins.map("FRONTENDS")).unwrap();
+        let place = ports.get(&PORT, 0).unwrap();
         let mut rings = Array::<_, RingChunk>::try_from(pins.map("RINGS")).unwrap();
         let mut config = Array::<_, NodeConfig>::try_from(pins.map("CONFIG")).unwrap();
         let remote = EndpointKey {
@@ -98,7 +105,7 @@ fn deleted_and_altered_entries_are_repaired() {
             endpoints.get(&remote, 0).unwrap(),
             locals.get(&1, 0).unwrap(),
             vips.get(&vip, 0).unwrap(),
-            published.get(&PUBLISHED, 0).unwrap(),
+            frontends.get(&place, 0).unwrap(),
         );
 
         let mut harms: Vec<(&str, Harm<'_>)> = vec![
@@ -121,14 +128,18 @@ fn deleted_and_altered_entries_are_repaired() {
             ),
             ("VIP deleted", Box::new(|| vips.remove(&vip).unwrap())),
             (
-                "port altered",
+                "frontend altered",
                 Box::new(|| {
                     let wrong = ServiceValue {
                         ring_base: u32::MAX,
                         ..ServiceValue::default()
                     };
-                    published.insert(PUBLISHED, wrong, 0).unwrap();
+                    frontends.set(place, wrong, 0).unwrap();
                 }),
+            ),
+            (
+                "port withdrawn",
+                Box::new(|| ports.set(PORT, 0, 0).unwrap()),
             ),
             (
                 "ring overwritten",
@@ -163,10 +174,9 @@ fn deleted_and_altered_entries_are_repaired() {
         assert_eq!(endpoints.get(&remote, 0).unwrap(), sound.0);
         assert_eq!(locals.get(&1, 0).unwrap().addr, sound.1.addr);
         assert_eq!(vips.get(&vip, 0).unwrap().ring_len, sound.2.ring_len);
-        assert_eq!(
-            published.get(&PUBLISHED, 0).unwrap().target_port,
-            sound.3.target_port
-        );
+        let place = PortWord::from_raw(ports.get(&PORT, 0).unwrap()).frontend();
+        let value = frontends.get(&place.unwrap(), 0).unwrap();
+        assert_eq!(value.port_shift, sound.3.port_shift);
         assert_eq!(config.get(&0, 0).unwrap().mesh_vni, 4096);
         let rows = datapath.inspect_services(&view).unwrap();
         assert_eq!(rows[0].ring_digest, rows[1].ring_digest);
@@ -356,13 +366,15 @@ fn entries_altered_by_hand_are_put_right_and_named() {
         peers
             .insert(Be32::from(stranger), PeerValue::default(), 0)
             .unwrap();
-        let mut published = pins.table::<PublishedKey, ServiceValue>("PUBLISHED");
-        let (key, service) = published.iter().next().unwrap().unwrap();
+        let ports = Array::<_, u32>::try_from(pins.map("PORTS")).unwrap();
+        let mut frontends = Array::<_, ServiceValue>::try_from(pins.map("FRONTENDS")).unwrap();
+        let place = ports.get(&PORT, 0).unwrap();
+        let service = frontends.get(&place, 0).unwrap();
         let altered = ServiceValue {
-            target_port: Be16::from_host(22),
+            port_shift: 22,
             ..service
         };
-        published.insert(key, altered, 0).unwrap();
+        frontends.set(place, altered, 0).unwrap();
         let mut rings = Array::<_, RingChunk>::try_from(pins.map("RINGS")).unwrap();
         let chunk = RingChunk {
             slots: [7; dataplane_abi::RING_CHUNK_SLOTS as usize],
@@ -380,15 +392,48 @@ fn entries_altered_by_hand_are_put_right_and_named() {
             [
                 "map entry PEERS 192.168.0.2 was missing",
                 "map entry VIPS 10.0.1.2 in VNI 5001 was altered",
-                "map entry PUBLISHED *:8080/tcp was altered",
+                "map entry PORTS 8080/tcp was altered",
                 "map entry PEERS 198.51.100.66 was there and nobody's",
             ]
         );
         assert_eq!(
-            published.get(&key, 0).unwrap().target_port,
-            service.target_port
+            frontends
+                .get(&ports.get(&PORT, 0).unwrap(), 0)
+                .unwrap()
+                .port_shift,
+            service.port_shift
         );
         let (report, found) = datapath.repair(&view, &local).unwrap();
         assert!(report.is_unchanged() && found.is_empty(), "{found:?}");
+    });
+}
+
+/// A thousand ports are one frontend, and a change of their backends turns each by one store.
+#[test]
+fn thousand_ports_are_published_in_a_moment() {
+    in_namespace(|pins| {
+        let mut datapath = pins.open();
+        let mut view = view();
+        let service = view.services.values_mut().next().unwrap();
+        service.ports = (8000..9000)
+            .map(|published| PublishedPort {
+                protocol: Protocol::Tcp,
+                published,
+                target: published - 1000,
+            })
+            .collect();
+        view.put(endpoint(1, SELF, Active));
+        let report = datapath.sync(&view, &local(&[1])).unwrap();
+        println!("1000 ports: {:?}", report.duration);
+        assert!(report.duration < Duration::from_secs(1), "{report:?}");
+        assert_eq!((report.services_written, report.ports_turned), (2, 1_000));
+        let rows = datapath.inspect_services(&view).unwrap();
+        assert_eq!(rows[1].frontend, "*:8000-8999/tcp -> 7000-7999");
+
+        view.put(endpoint(2, OTHER, Active));
+        let report = datapath.sync(&view, &local(&[1])).unwrap();
+        println!("one more backend for them: {:?}", report.duration);
+        assert_eq!((report.services_written, report.ports_turned), (2, 1_000));
+        assert!(datapath.sync(&view, &local(&[1])).unwrap().is_unchanged());
     });
 }

@@ -12,10 +12,12 @@ pub mod drops;
 pub mod hash;
 pub mod maps;
 pub mod net;
+pub mod ports;
 
 pub use drops::DropReason;
 pub use maps::*;
 pub use net::{Be16, Be32};
+pub use ports::PortWord;
 
 /// Version of the map layouts; part of the pin path, so that programs never read maps of another
 /// shape.

@@ -110,9 +110,10 @@ map_types! {
         addr: Be32,
     }
 
-    /// Key of `PUBLISHED`.
+    /// Key of `ADDRESSED`, hash: ports that are published on one address of the cluster only, which
+    /// need not be this node's. Its value is an index into `FRONTENDS`. Written by the agent; read
+    /// by the uplink, vxlan and socket programs, for ports whose [`PortWord`](crate::PortWord) says so.
     PublishedKey: 8 {
-        /// Zero: every address of the node.
         addr: Be32,
         port: Be16,
         /// IANA protocol number.
@@ -120,8 +121,12 @@ map_types! {
         _pad: u8,
     }
 
-    /// `VIPS` and `PUBLISHED`, hashes: a service's frontend. Replaced as a whole by the agent, so
-    /// a reader sees the old ring or the new one; read by the uplink, task and socket programs.
+    /// `VIPS`, hash, and `FRONTENDS`, array: a service's frontend. An entry of the hash is replaced
+    /// as a whole by the agent, an element of the array written before the first [`PortWord`]
+    /// names it and not again before readers are gone: a reader sees the old ring or the new one.
+    /// Read by the uplink, vxlan, task and socket programs.
+    ///
+    /// [`PortWord`]: crate::PortWord
     ServiceValue: 40 {
         /// First chunk of the ring in `RINGS`. Not read when `ring_len` is 0 or 1.
         ring_base: u32,
@@ -140,8 +145,9 @@ map_types! {
         flags: u32,
         /// Counts the agent's writes.
         generation: u32,
-        /// Port in the task; zero keeps the packet's (VIPs).
-        target_port: Be16,
+        /// Added to the port that was sent to, without carry, gives the port in the task: so one
+        /// entry serves a range of ports.
+        port_shift: u16,
         _pad: u16,
         _pad2: u32,
     }
@@ -349,6 +355,14 @@ impl RingSlot {
     }
 }
 
+impl ServiceValue {
+    /// Port in the task of what was sent to `port`.
+    #[inline(always)]
+    pub const fn target(&self, port: Be16) -> Be16 {
+        Be16::from_host(port.to_host().wrapping_add(self.port_shift))
+    }
+}
+
 /// Power of two, so that a slot's place is a shift and a mask.
 pub const RING_CHUNK_SLOTS: u32 = 256;
 /// The largest ring: as long as Maglev's (NSDI'16, section 5.3), rounded to a power of two.
@@ -391,7 +405,8 @@ pub const ENDPOINTS_MAX: u32 = 65_536;
 pub const VETHS_MAX: u32 = 8_192;
 pub const LOCAL_MAX: u32 = 4_096;
 pub const VIPS_MAX: u32 = 16_384;
-pub const PUBLISHED_MAX: u32 = 16_384;
+pub const FRONTENDS_MAX: u32 = 16_384;
+pub const ADDRESSED_MAX: u32 = 16_384;
 pub const RING_CHUNKS_MAX: u32 = 32_768;
 pub const BACKENDS_MAX: u32 = 131_072;
 pub const TARGETS_MAX: u32 = 65_536;

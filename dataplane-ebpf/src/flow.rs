@@ -52,7 +52,7 @@ impl<'a> Visit<'a> {
             packet,
             endpoint,
             local,
-            target_port: published.target_port,
+            target_port: published.target(packet.dst_port),
             entry,
         }
     }

@@ -5,17 +5,18 @@
 //! tables are LRU, which the kernel always allocates whole.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use dataplane_abi::{
-    BACKENDS_MAX, BackendValue, Be32, DropCounter, ENDPOINTS_MAX, EndpointKey, EndpointValue,
-    FLOWS_MAX, FlowKey, FlowValue, LOCAL_MAX, LocalEndpoint, NETNS_MAX, NODE_ADDRS_MAX, NetnsValue,
-    NodeConfig, PEERS_MAX, PINS_MAX, PUBLISHED_MAX, PeerValue, PinKey, PinValue, PublishedKey,
-    RING_CHUNKS_MAX, RingChunk, SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX, ServiceValue, SockKey,
-    SockOrigin, Stats, TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX, VETHS_MAX,
-    VIP_FLOWS_MAX, VIPS_MAX, VethValue, VipFlowKey, VipFlowValue, VipKey, drops::DROP_REASONS_MAX,
+    ADDRESSED_MAX, BACKENDS_MAX, BackendValue, Be32, DropCounter, ENDPOINTS_MAX, EndpointKey,
+    EndpointValue, FLOWS_MAX, FRONTENDS_MAX, FlowKey, FlowValue, LOCAL_MAX, LocalEndpoint,
+    NETNS_MAX, NODE_ADDRS_MAX, NetnsValue, NodeConfig, PEERS_MAX, PINS_MAX, PeerValue, PinKey,
+    PinValue, PublishedKey, RING_CHUNKS_MAX, RingChunk, SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX,
+    ServiceValue, SockKey, SockOrigin, Stats, TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX,
+    VETHS_MAX, VIP_FLOWS_MAX, VIPS_MAX, VethValue, VipFlowKey, VipFlowValue, VipKey,
+    drops::DROP_REASONS_MAX, ports::PORTS_LEN,
 };
 
 /// This node.
@@ -40,10 +41,16 @@ pub static TARGETS: HashMap<TargetKey, TargetValue> =
 #[map]
 pub static VIPS: HashMap<VipKey, ServiceValue> =
     HashMap::with_max_entries(VIPS_MAX, BPF_F_NO_PREALLOC);
-/// Published ports.
+/// Published ports: for each a `PortWord`. The agent writes it through a mapping.
 #[map]
-pub static PUBLISHED: HashMap<PublishedKey, ServiceValue> =
-    HashMap::with_max_entries(PUBLISHED_MAX, BPF_F_NO_PREALLOC);
+pub static PORTS: Array<u32> = Array::with_max_entries(PORTS_LEN, BPF_F_MMAPABLE);
+/// Ports published on single addresses: indexes into `FRONTENDS`.
+#[map]
+pub static ADDRESSED: HashMap<PublishedKey, u32> =
+    HashMap::with_max_entries(ADDRESSED_MAX, BPF_F_NO_PREALLOC);
+/// Services behind published ports; what `PORTS` and `ADDRESSED` point to.
+#[map]
+pub static FRONTENDS: Array<ServiceValue> = Array::with_max_entries(FRONTENDS_MAX, 0);
 /// Slots of all rings, in runs of chunks.
 #[map]
 pub static RINGS: Array<RingChunk> = Array::with_max_entries(RING_CHUNKS_MAX, 0);

@@ -65,7 +65,8 @@ pub fn deliver(
     };
     let opens_flow = admission == Admission::Opened;
     count::packet(local.stats, skb.volume(), opens_flow);
-    into_task(skb, config, packet, local, published.target_port)
+    let target = published.target(packet.dst_port);
+    into_task(skb, config, packet, local, target)
 }
 
 #[inline(always)]

@@ -8,13 +8,13 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, NETNS_NODE, NETNS_VNIS_MAX, NetnsValue, PublishedKey,
-    ServiceValue, SockKey, SockOrigin,
+    BackendValue, Be16, Be32, DropReason, NETNS_NODE, NETNS_VNIS_MAX, NetnsValue, ServiceValue,
+    SockKey, SockOrigin,
 };
 
 use crate::{
     count, entry,
-    maps::{NETNS, PUBLISHED, SOCK_ORIGINS},
+    maps::{NETNS, SOCK_ORIGINS},
     packet::{PROTO_TCP, PROTO_UDP},
     service, vip,
 };
@@ -135,11 +135,10 @@ impl Frontend {
     #[inline(always)]
     fn port_at(&self, backend: &BackendValue, port: Be16) -> Be16 {
         let remote = self.published && !backend.vtep.is_zero();
-        let target = self.service.target_port;
-        if remote || target == Be16::ZERO {
+        if remote {
             port
         } else {
-            target
+            self.service.target(port)
         }
     }
 }
@@ -158,14 +157,7 @@ fn frontend(netns: &NetnsValue, addr: Be32, port: Be16, proto: u8) -> Option<Fro
         }
     }
     let loopback = addr.to_host() >> 24 == 127 && netns.kind == NETNS_NODE;
-    let key = PublishedKey {
-        addr: Be32::ZERO,
-        port,
-        proto,
-        _pad: 0,
-    };
-    // SAFETY: see `entry::published`.
-    let service = unsafe { PUBLISHED.get(key) }?;
+    let service = entry::published(addr, port, proto)?;
     (loopback || entry::is_node_addr(addr)).then_some(Frontend {
         service,
         published: true,

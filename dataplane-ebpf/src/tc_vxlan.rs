@@ -92,7 +92,8 @@ fn mesh(
             entry => entry,
         }
     };
-    let published = entry::published(packet).ok_or(DropReason::NotPublished)?;
+    let published = entry::published(packet.dst, packet.dst_port, packet.proto)
+        .ok_or(DropReason::NotPublished)?;
     let arrival = Arrival {
         endpoint: mac_suffix(dst),
         entry,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dataplane_abi::{RING_LEN_MAX, RingSlot};
+use dataplane_abi::{Be16, RING_CHUNK_SLOTS, RING_LEN_MAX, RingSlot};
 use model::{
     ClusterId, EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
     feed::{
@@ -19,13 +19,15 @@ use super::*;
 use crate::{
     desired::desired,
     local::{LocalState, LocalTask, LocalVeth},
-    tables::{Published, backend_range},
+    tables::{Port, Published, backend_range},
 };
 
 /// The kernel's side.
 #[derive(Clone, Default)]
 struct Kernel {
+    /// Its services are VIPs only.
     tables: Tables,
+    frontends: BTreeMap<u32, ServiceValue>,
     chunks: BTreeMap<u32, [u32; RING_CHUNK_SLOTS as usize]>,
     backends: BTreeMap<u32, BackendValue>,
 }
@@ -33,7 +35,12 @@ struct Kernel {
 impl Kernel {
     fn observe(&self) -> Tables {
         let mut tables = self.tables.clone();
-        for service in self.tables.services.values() {
+        let published = self.tables.published();
+        tables.services.extend(published.filter_map(|(at, index)| {
+            let value = self.frontends.get(&index)?;
+            Some((Frontend::Published(at), *value))
+        }));
+        for service in tables.services.values() {
             if (2..=RING_LEN_MAX).contains(&service.ring_len) {
                 let chunks = ring_chunks(service);
                 let slots =
@@ -74,8 +81,26 @@ impl Kernel {
                     self.chunks.insert(chunk, value);
                 }
             }
-            Op::PutService(frontend, value) => drop(tables.services.insert(*frontend, *value)),
-            Op::RemoveService(frontend) => drop(tables.services.remove(frontend).unwrap()),
+            Op::WriteFrontend(index, value) => {
+                let named = tables.published().any(|(_, at)| at == *index);
+                assert!(!named, "element {index} is written while ports lead there");
+                self.frontends.insert(*index, *value);
+            }
+            Op::PutVip(at, value) => drop(tables.services.insert(Frontend::Vip(*at), *value)),
+            Op::PutAddressed(at, index) => drop(tables.addressed.insert(*at, *index)),
+            Op::SetPort(port, word) => {
+                let had = tables.ports.remove(port);
+                assert_ne!(
+                    had.unwrap_or_default(),
+                    *word,
+                    "a store that changes nothing"
+                );
+                if *word != PortWord::default() {
+                    tables.ports.insert(*port, *word);
+                }
+            }
+            Op::RemoveVip(at) => drop(tables.services.remove(&Frontend::Vip(*at)).unwrap()),
+            Op::RemoveAddressed(at) => drop(tables.addressed.remove(at).unwrap()),
             Op::RemoveEndpoint(at) => drop(tables.endpoints.remove(at).unwrap()),
             Op::RemoveVeth(ifindex) => drop(tables.veths.remove(ifindex).unwrap()),
             Op::RemoveLocal(endpoint) => drop(tables.locals.remove(endpoint).unwrap()),
@@ -89,8 +114,9 @@ impl Kernel {
 
     /// What a program resolves: the owners of some hashes, through the frontend's entry.
     fn resolve(&self, frontend: Frontend) -> Option<Vec<(BackendValue, BackendValue)>> {
-        let service = self.tables.services.get(&frontend)?;
-        let slots = self.observe().slots(service).expect("slots exist");
+        let tables = self.observe();
+        let service = tables.services.get(&frontend)?;
+        let slots = tables.slots(service).expect("slots exist");
         let backend = |index: u16| {
             assert!(u32::from(index) < service.backend_count, "dangling slot");
             let at = service.backend_base + u32::from(index);
@@ -109,7 +135,8 @@ impl Kernel {
     }
 
     fn resolve_all(&self) -> BTreeMap<Frontend, Vec<(BackendValue, BackendValue)>> {
-        let frontends = self.tables.services.keys();
+        let tables = self.observe();
+        let frontends = tables.services.keys();
         frontends
             .map(|frontend| (*frontend, self.resolve(*frontend).expect("it is there")))
             .collect()
@@ -117,7 +144,12 @@ impl Kernel {
 }
 
 fn new_planner() -> Planner {
-    Planner::new([4096, 4096, 4096])
+    Planner::new(Capacities {
+        ring_chunks: 4096,
+        backends: 4096,
+        frontends: 4096,
+        stats: 4096,
+    })
 }
 
 fn moment(sync: u64) -> Moment {
@@ -353,15 +385,19 @@ fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
         (!map.is_empty()).then(|| *map.keys().nth(index.index(map.len())).expect("in bounds"))
     }
     let tables = &mut kernel.tables;
-    let service = pick(&tables.services, index);
+    let vip = pick(&tables.services, index);
+    let element = pick(&kernel.frontends, index);
     match kind {
         0 => tables.config = NodeConfig::default(),
         1 => drop(pick(&tables.endpoints, index).and_then(|at| tables.endpoints.remove(&at))),
         2 => drop(pick(&tables.locals, index).and_then(|at| tables.locals.remove(&at))),
         3 => drop(pick(&tables.veths, index).and_then(|at| tables.veths.remove(&at))),
-        4 => drop(service.and_then(|at| tables.services.remove(&at))),
+        4 => drop(vip.and_then(|at| tables.services.remove(&at))),
         5 => {
-            if let Some(service) = service.and_then(|at| tables.services.get_mut(&at)) {
+            let element = element.and_then(|at| kernel.frontends.get_mut(&at));
+            let vip = vip.and_then(|at| tables.services.get_mut(&at));
+            let both = [element, vip];
+            if let Some(service) = both.into_iter().flatten().nth(value as usize % 2) {
                 match value % 7 {
                     0 => service.ring_base = value,
                     1 => service.ring_len = value % 70_000,
@@ -369,7 +405,7 @@ fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
                     3 => service.backend_count = value % 100,
                     4 => service.stats = value % 8,
                     5 => service.single = value,
-                    _ => service.target_port = dataplane_abi::Be16::ZERO,
+                    _ => service.port_shift = value as u16,
                 }
             }
         }
@@ -386,16 +422,19 @@ fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
             }
         }
         _ => {
-            let at = Published {
-                addr: Ipv4Addr::UNSPECIFIED,
-                port: value as u16,
+            let port = Port {
                 proto: 6,
+                number: 8000 + value as u16 % 8,
             };
-            let value = ServiceValue::default();
-            kernel
-                .tables
-                .services
-                .insert(Frontend::Published(at), value);
+            let word = PortWord::new(value % 9, value.is_multiple_of(7));
+            if word != PortWord::default() {
+                tables.ports.insert(port, word);
+            }
+            let at = Published {
+                addr: Ipv4Addr::from_bits(value),
+                port,
+            };
+            tables.addressed.insert(at, value % 5);
         }
     }
 }
@@ -430,8 +469,10 @@ fn settle(
 fn published(port: u16) -> Frontend {
     Frontend::Published(Published {
         addr: Ipv4Addr::UNSPECIFIED,
-        port,
-        proto: 6,
+        port: Port {
+            proto: 6,
+            number: port,
+        },
     })
 }
 
@@ -445,6 +486,12 @@ fn ports_of_a_service_share_ring_and_backends() {
     assert_eq!(rings.count(), 1, "the VIPs' ring is the ports' ring");
     let backends = ops.iter().filter(|op| matches!(op, Op::WriteBackends(..)));
     assert_eq!(backends.count(), 3, "two networks and the ports");
+    let frontends = |ops: &[Op]| {
+        let written = ops.iter().filter(|op| matches!(op, Op::WriteFrontend(..)));
+        written.count()
+    };
+    // All lead to the task's port 80, so no two are at the same distance.
+    assert_eq!(frontends(&ops), 400);
 }
 
 /// Ranges of one size, so that only their rest keeps the first from being the third.
@@ -455,7 +502,7 @@ fn old_ranges_are_not_written_while_readers_may_be_there() {
     for sync in 1..=3 {
         let draws = [sync as u32, sync as u32 + 1].map(|id| draw(id, 1, 2, BackendState::Active));
         settle(&mut planner, &mut kernel, &draws, &[8080], sync);
-        let service = kernel.tables.services[&published(8080)];
+        let service = kernel.observe().services[&published(8080)];
         bases.insert((service.ring_base, service.backend_base));
     }
     assert_eq!(
@@ -504,8 +551,8 @@ fn targets_are_the_published_ports_of_tasks_here_until_they_are_gone() {
     let at: Vec<_> = targets.keys().map(|at| (at.addr, at.proto)).collect();
     assert_eq!(at, [(Ipv4Addr::new(172, 18, 0, 3), 6)]);
     assert_eq!(
-        kernel.tables.services[&published(8080)]
-            .target_port
+        kernel.observe().services[&published(8080)]
+            .target(Be16::from_host(8080))
             .to_host(),
         targets.keys().next().unwrap().port
     );

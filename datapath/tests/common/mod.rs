@@ -15,9 +15,9 @@ use aya::{
 };
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropCounter, DropReason, EndpointKey, EndpointValue,
-    FlowKey, FlowValue, LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PublishedKey,
-    RING_CHUNK_SLOTS, RingChunk, RingSlot, ServiceValue, Stats, TargetKey, TargetValue,
-    VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey, net::task_mac,
+    FlowKey, FlowValue, LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PortWord,
+    PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot, ServiceValue, Stats, TargetKey,
+    TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey, net::task_mac, ports::port_index,
 };
 
 pub use netns::*;
@@ -55,6 +55,8 @@ pub const fn ip(a: u8, b: u8, c: u8, d: u8) -> Be32 {
 /// The programs of one node, loaded and not attached, and what they left behind.
 pub struct Node {
     pub ebpf: Ebpf,
+    /// How many elements of `FRONTENDS` are written.
+    frontends: u32,
 }
 
 pub struct Outcome {
@@ -87,7 +89,7 @@ impl Node {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name);
             program.load().unwrap_or_else(|e| panic!("{name}: {e:#?}"));
         }
-        Self { ebpf }
+        Self { ebpf, frontends: 0 }
     }
 
     /// Loaded, and configured as the node whose tunnel address is `vtep`.
@@ -240,7 +242,8 @@ impl Node {
     }
 
     /// Writes backends from index `base`, and returns a service with a ring over `slots`. One slot
-    /// makes a service without a ring; none, one without a backend.
+    /// makes a service without a ring; none, one without a backend. `target_port` becomes a shift
+    /// when the service is published.
     pub fn service(
         &mut self,
         base: u32,
@@ -275,20 +278,59 @@ impl Node {
             stats,
             flags: 0,
             generation: 1,
-            target_port: Be16::from_host(target_port),
+            port_shift: target_port,
             _pad: 0,
             _pad2: 0,
         }
     }
 
     pub fn publish(&mut self, port: u16, proto: u8, service: ServiceValue) {
+        self.publish_range(port, port, proto, service);
+    }
+
+    /// Publishes neighbouring ports by one frontend; the first leads to the service's target port.
+    pub fn publish_range(&mut self, first: u16, last: u16, proto: u8, service: ServiceValue) {
+        let frontend = self.frontend(first, service);
+        for port in first..=last {
+            self.set_port(port, proto, PortWord::new(frontend, false));
+        }
+    }
+
+    /// Publishes a port on one address only; `elsewhere` is the frontend on all others, or zero.
+    pub fn publish_at(
+        &mut self,
+        addr: Be32,
+        port: u16,
+        proto: u8,
+        service: ServiceValue,
+        elsewhere: u32,
+    ) {
+        let frontend = self.frontend(port, service);
         let key = PublishedKey {
-            addr: Be32::ZERO,
+            addr,
             port: Be16::from_host(port),
             proto,
             _pad: 0,
         };
-        self.put("PUBLISHED", key, service);
+        self.put("ADDRESSED", key, frontend);
+        self.set_port(port, proto, PortWord::new(elsewhere, true));
+    }
+
+    /// Writes a frontend for ports from `first` on, at an index of its own.
+    pub fn frontend(&mut self, first: u16, service: ServiceValue) -> u32 {
+        self.frontends += 1;
+        let service = ServiceValue {
+            port_shift: service.port_shift.wrapping_sub(first),
+            ..service
+        };
+        let index = self.frontends;
+        self.array("FRONTENDS").set(index, service, 0).unwrap();
+        index
+    }
+
+    fn set_port(&mut self, port: u16, proto: u8, word: PortWord) {
+        let index = port_index(proto, Be16::from_host(port)).unwrap();
+        self.array("PORTS").set(index, word.to_raw(), 0).unwrap();
     }
 
     pub fn vip(&mut self, vni: u32, addr: Be32, service: ServiceValue) {

@@ -1,0 +1,367 @@
+//! VIPs and published ports: which entries they get, and where those lead.
+//!
+//! A VIP has its entry in a hash. A published port has a word that names an element of `FRONTENDS`;
+//! neighbouring ports that mean the same share one. An element is never changed: what is new gets
+//! a new one, to which the words turn one by one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
+    sync::Arc,
+};
+
+use dataplane_abi::{BackendValue, PortWord, RING_CHUNK_SLOTS, ServiceValue};
+use model::ServiceId;
+use xxhash_rust::xxh3::Xxh3DefaultBuilder;
+
+use super::{Draft, Full, Op, Planner, full};
+use crate::{
+    desired::{Desired, FrontendSpec, Pool},
+    extent::Extents,
+    ring::Ring,
+    tables::{Frontend, OverlayAddr, Port, Published, Tables, endpoints_of},
+};
+
+/// What one entry serves: a VIP, or neighbouring ports.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub frontend: Frontend,
+    /// Of the ports, the first included; one for a VIP.
+    count: usize,
+    service: ServiceId,
+    /// Without counters and generation.
+    value: ServiceValue,
+}
+
+impl Entry {
+    /// Whether `next` goes on where this one ends, and means the same.
+    fn goes_on_with(&self, next: &Self) -> bool {
+        let (Frontend::Published(_), Frontend::Published(at)) = (self.frontend, next.frontend)
+        else {
+            return false;
+        };
+        self.ports().last().and_then(Published::next) == Some(at)
+            && (self.service, self.value) == (next.service, next.value)
+    }
+
+    /// None for a VIP.
+    fn ports(&self) -> impl Iterator<Item = Published> + use<> {
+        let first = match self.frontend {
+            Frontend::Vip(_) => None,
+            Frontend::Published(first) => Some(first),
+        };
+        std::iter::successors(first, |at| at.next()).take(self.count)
+    }
+}
+
+impl Planner {
+    /// The entries that `desired` asks for, in order of frontends, with rings and backends in their
+    /// places.
+    pub(super) fn entries(
+        &mut self,
+        desired: &Desired,
+        present: &Tables,
+        draft: &mut Draft,
+    ) -> Result<Vec<Entry>, Full> {
+        let mut contents = Contents::new(present);
+        let mut decided: HashMap<Situation, ServiceValue> = HashMap::new();
+        let mut entries: Vec<Entry> = Vec::new();
+        for (frontend, spec) in &desired.frontends {
+            let had = present.services.get(frontend);
+            let value = match decided.get(&Situation::of(spec, had)) {
+                Some(value) => *value,
+                None => {
+                    let seed = desired.config.ring_seed;
+                    let value =
+                        self.ranges(&spec.pool, had, present, seed, &mut contents, draft)?;
+                    decided.insert(Situation::of(spec, had), value);
+                    value
+                }
+            };
+            let entry = Entry {
+                frontend: *frontend,
+                count: 1,
+                service: spec.service,
+                value: ServiceValue {
+                    port_shift: spec.port_shift,
+                    ..value
+                },
+            };
+            match entries.last_mut().filter(|last| last.goes_on_with(&entry)) {
+                Some(last) => last.count += 1,
+                None => entries.push(entry),
+            }
+        }
+        Ok(entries)
+    }
+
+    pub(super) fn frontends(
+        &mut self,
+        entries: &[Entry],
+        present: &Tables,
+        stats: &BTreeMap<Frontend, u32>,
+        draft: &mut Draft,
+    ) -> Result<(), Full> {
+        let mut wanted = Words::default();
+        let mut vips = BTreeSet::new();
+        for entry in entries {
+            let value = ServiceValue {
+                stats: stats[&entry.frontend],
+                ..entry.value
+            };
+            match entry.frontend {
+                Frontend::Vip(at) => {
+                    vips.insert(at);
+                    vip(at, value, present, draft);
+                }
+                Frontend::Published(_) => {
+                    let index = self.place(entry, value, present, &mut wanted.taken, draft)?;
+                    entry.ports().for_each(|at| wanted.lead(at, index));
+                }
+            }
+        }
+        wanted.turn(present, draft);
+        let gone = present
+            .services
+            .keys()
+            .filter_map(|frontend| match frontend {
+                Frontend::Vip(at) if !vips.contains(at) => Some(Op::RemoveVip(*at)),
+                _ => None,
+            });
+        draft.frontend_removals.extend(gone);
+        Ok(())
+    }
+
+    /// The element of `FRONTENDS` with this value: one that some of the ports lead to already, else
+    /// a new one.
+    fn place(
+        &mut self,
+        entry: &Entry,
+        value: ServiceValue,
+        present: &Tables,
+        taken: &mut HashSet<u32>,
+        draft: &mut Draft,
+    ) -> Result<u32, Full> {
+        let had = |at: Published| {
+            let had = present.services.get(&Frontend::Published(at))?;
+            Some((present.place(at)?, *had))
+        };
+        let bounds = self.frontends.bounds();
+        let fits = |(index, had): &(u32, ServiceValue)| {
+            bounds.contains(index) && !taken.contains(index) && is_same(had, &value)
+        };
+        let index = match entry.ports().filter_map(had).find(fits) {
+            Some((index, _)) => index,
+            None => {
+                let index = self.frontends.allocate(1).map_err(full("FRONTENDS"))?;
+                let had = present.services.get(&entry.frontend);
+                let value = succeed(had, value);
+                draft.ranges.push(Op::WriteFrontend(index, value));
+                index
+            }
+        };
+        taken.insert(index);
+        Ok(index)
+    }
+
+    /// Ring and backends of a frontend: where they are already when they are right, in another
+    /// frontend's range with the same contents, or in a new one.
+    fn ranges(
+        &mut self,
+        pool: &Pool,
+        had: Option<&ServiceValue>,
+        present: &Tables,
+        seed: u64,
+        contents: &mut Contents<'_>,
+        draft: &mut Draft,
+    ) -> Result<ServiceValue, Full> {
+        let old_slots = had.and_then(|had| present.slots(had));
+        let old_backends = had.and_then(|had| present.backends(had));
+        let old_endpoints = old_backends.as_deref().map(endpoints_of);
+        let previous = old_slots.as_deref().zip(old_endpoints.as_deref());
+        let previous = previous.map(|(slots, backends)| Ring { slots, backends });
+        let slots: Arc<[u32]> = self.builder.next(previous, &pool.members, seed).into();
+
+        let backend_base = match had.filter(|_| old_backends.as_deref() == Some(&*pool.backends)) {
+            Some(had) => had.backend_base,
+            None => contents.backends(&pool.backends, &mut self.backends, draft)?,
+        };
+        let ring_base = match had.filter(|_| old_slots.as_deref() == Some(&*slots)) {
+            Some(had) => had.ring_base,
+            None => contents.ring(&slots, &mut self.rings, draft)?,
+        };
+        Ok(ServiceValue {
+            ring_base: if slots.len() > 1 { ring_base } else { 0 },
+            ring_len: slots.len() as u32,
+            backend_base,
+            backend_count: pool.backends.len() as u32,
+            single: if slots.len() == 1 { slots[0] } else { 0 },
+            ..ServiceValue::default()
+        })
+    }
+}
+
+fn vip(at: OverlayAddr, value: ServiceValue, present: &Tables, draft: &mut Draft) {
+    let had = present.services.get(&Frontend::Vip(at));
+    if !had.is_some_and(|had| is_same(had, &value)) {
+        draft.frontends.push(Op::PutVip(at, succeed(had, value)));
+    }
+}
+
+/// Whether the agent wrote `value` when it wrote `had`.
+fn is_same(had: &ServiceValue, value: &ServiceValue) -> bool {
+    let generation = had.generation;
+    *had == ServiceValue {
+        generation,
+        ..*value
+    }
+}
+
+/// `value` as what comes after `had`.
+fn succeed(had: Option<&ServiceValue>, value: ServiceValue) -> ServiceValue {
+    let generation = had.map_or(0, |had| had.generation).wrapping_add(1);
+    ServiceValue {
+        generation,
+        ..value
+    }
+}
+
+/// Where published ports shall lead.
+#[derive(Default)]
+struct Words {
+    ports: BTreeMap<Port, PortWord>,
+    addressed: BTreeMap<Published, u32>,
+    /// Elements of `FRONTENDS` that have their ports.
+    taken: HashSet<u32>,
+}
+
+impl Words {
+    fn lead(&mut self, at: Published, index: u32) {
+        let word = self.ports.entry(at.port).or_default();
+        if at.addr.is_unspecified() {
+            *word = PortWord::new(index, word.is_by_address());
+        } else {
+            *word = PortWord::new(word.frontend().unwrap_or(0), true);
+            self.addressed.insert(at, index);
+        }
+    }
+
+    fn turn(self, present: &Tables, draft: &mut Draft) {
+        for (at, index) in &self.addressed {
+            if present.addressed.get(at) != Some(index) {
+                draft.frontends.push(Op::PutAddressed(*at, *index));
+            }
+        }
+        for (port, word) in &self.ports {
+            if present.ports.get(port) != Some(word) {
+                draft.ports.push(Op::SetPort(*port, *word));
+            }
+        }
+        let withdrawn = present.ports.keys();
+        let withdrawn = withdrawn.filter(|port| !self.ports.contains_key(*port));
+        let nowhere = PortWord::default();
+        draft
+            .ports
+            .extend(withdrawn.map(|port| Op::SetPort(*port, nowhere)));
+        let gone = present.addressed.keys();
+        let gone = gone.filter(|at| !self.addressed.contains_key(*at));
+        draft
+            .frontend_removals
+            .extend(gone.map(|at| Op::RemoveAddressed(*at)));
+    }
+}
+
+/// Frontends that share all of this get the same ranges: the ports of one service, mostly.
+#[derive(PartialEq, Eq, Hash)]
+struct Situation {
+    pool: *const Pool,
+    had: Option<[u32; 5]>,
+}
+
+impl Situation {
+    fn of(spec: &FrontendSpec, had: Option<&ServiceValue>) -> Self {
+        Self {
+            pool: Arc::as_ptr(&spec.pool),
+            had: had.map(|had| {
+                [
+                    had.ring_base,
+                    had.ring_len,
+                    had.single,
+                    had.backend_base,
+                    had.backend_count,
+                ]
+            }),
+        }
+    }
+}
+
+/// What the ranges of the array maps hold, so that equal contents are kept once. Most plans never
+/// ask, so it is looked through at the first question.
+struct Contents<'a> {
+    present: &'a Tables,
+    rings: Option<HashMap<Arc<[u32]>, u32, Xxh3DefaultBuilder>>,
+    backends: Option<HashMap<Box<[u8]>, u32, Xxh3DefaultBuilder>>,
+}
+
+impl<'a> Contents<'a> {
+    fn new(present: &'a Tables) -> Self {
+        Self {
+            present,
+            rings: None,
+            backends: None,
+        }
+    }
+
+    fn ring(
+        &mut self,
+        slots: &Arc<[u32]>,
+        extents: &mut Extents,
+        draft: &mut Draft,
+    ) -> Result<u32, Full> {
+        if slots.len() <= 1 {
+            return Ok(0);
+        }
+        let known = self.rings.get_or_insert_with(|| {
+            let rings = self.present.rings.iter();
+            rings
+                .map(|((base, _), slots)| (Arc::clone(slots), *base))
+                .collect()
+        });
+        if let Some(base) = known.get(slots) {
+            return Ok(*base);
+        }
+        let chunks = (slots.len() as u32).div_ceil(RING_CHUNK_SLOTS);
+        let base = extents.allocate(chunks).map_err(full("RINGS"))?;
+        known.insert(Arc::clone(slots), base);
+        draft.ranges.push(Op::WriteRing(base, Arc::clone(slots)));
+        Ok(base)
+    }
+
+    fn backends(
+        &mut self,
+        values: &Arc<[BackendValue]>,
+        extents: &mut Extents,
+        draft: &mut Draft,
+    ) -> Result<u32, Full> {
+        if values.is_empty() {
+            return Ok(0);
+        }
+        let bytes = crate::sys::bytes_of(values);
+        let known = self.backends.get_or_insert_with(|| {
+            let backends = self.present.backends.iter();
+            backends
+                .map(|((base, _), values)| (crate::sys::bytes_of(values).into(), *base))
+                .collect()
+        });
+        if let Some(base) = known.get(bytes) {
+            return Ok(*base);
+        }
+        let len = values.len() as u32;
+        let base = extents.allocate(len).map_err(full("BACKENDS"))?;
+        known.insert(bytes.into(), base);
+        draft
+            .ranges
+            .push(Op::WriteBackends(base, Arc::clone(values)));
+        Ok(base)
+    }
+}
