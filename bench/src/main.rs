@@ -26,6 +26,9 @@ struct Args {
     /// The program in it, if it has several.
     #[arg(long, value_name = "NAME")]
     peer_program: Option<String>,
+    /// Our own object (target/bpf/swarmnet.o) as it was before a change, measured beside.
+    #[arg(long, value_name = "PATH")]
+    before: Option<PathBuf>,
     /// Where `cargo xtask bench` put what it built.
     #[arg(long, hide = true)]
     root: PathBuf,
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:?}");
+            eprintln!("Error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -53,6 +56,7 @@ fn run(args: &Args) -> Result<()> {
         },
         peers: args.peer_object.clone(),
         peer_program: args.peer_program.clone(),
+        before: args.before.clone(),
     };
     let mut report = Report::default();
     for part in Part::chosen(&args.only) {

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     Parts,
     programs::{
-        self, Measured, PeerObject, Plan,
+        self, Measured, PeerKind, PeerObject, Plan,
         rows::{ROWS, Row, SCENARIOS, Scenario},
     },
     report::{Figure, Goal, Report, median},
@@ -88,13 +88,16 @@ pub fn scenarios(parts: &Parts, report: &mut Report) -> Result<()> {
 }
 
 fn plan(parts: &Parts) -> Plan {
-    let peers = parts.peers.iter().map(|path| PeerObject {
+    let balancer = PeerKind::Balancer(parts.peer_program.clone());
+    let balancers = parts.peers.iter().map(|path| (path, balancer.clone()));
+    let former = parts.before.iter().map(|path| (path, PeerKind::Ours));
+    let peers = balancers.chain(former).map(|(path, kind)| PeerObject {
         label: path.file_stem().map_or_else(
             || "peer".to_owned(),
             |stem| stem.to_string_lossy().into_owned(),
         ),
         path: path.clone(),
-        program: parts.peer_program.clone(),
+        kind,
     });
     Plan {
         rounds: if parts.quick { ROUNDS_QUICK } else { ROUNDS },

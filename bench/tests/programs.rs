@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use swarmnet_bench::programs::{
-    PeerObject, Plan, measure,
+    PeerKind, PeerObject, Plan, measure,
     rows::{ROWS, SCENARIOS, Scenario},
 };
 
@@ -28,7 +28,7 @@ fn every_row_and_scenario_is_what_its_name_says() {
         peers: vec![PeerObject {
             label: "plain".to_owned(),
             path: objects.join("bench-plain.o"),
-            program: None,
+            kind: PeerKind::Balancer(None),
         }],
     };
     let outcome = measure(&objects, &rows, &plan).expect("every row holds");

@@ -35,16 +35,23 @@ pub struct Plan {
     pub rounds: usize,
     /// Packets a measurement; rows of many flows send four times as many.
     pub packets: u32,
-    /// Objects of other balancers.
     pub peers: Vec<PeerObject>,
 }
 
+/// An object to compare with.
 #[derive(Debug, Clone)]
 pub struct PeerObject {
     pub label: String,
     pub path: PathBuf,
-    /// The XDP program in it, unless there is but one.
-    pub program: Option<String>,
+    pub kind: PeerKind,
+}
+
+#[derive(Debug, Clone)]
+pub enum PeerKind {
+    /// Another balancer's; the name of its XDP program, unless it has but one.
+    Balancer(Option<String>),
+    /// Ours, as built at another time.
+    Ours,
 }
 
 /// A row, measured.
@@ -114,8 +121,13 @@ struct Contender {
     nops: [Subject; 3],
     services: Target,
     nothing: Target,
-    /// `None` is us.
-    peer: Option<Peer>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Of this build or of another one.
+    Ours,
+    Balancer(Peer),
 }
 
 struct Course<'a> {
@@ -133,27 +145,17 @@ struct Cell {
 impl<'a> Course<'a> {
     fn new(world: &'a World, objects: &Path, plan: &Plan) -> Result<Self> {
         let mut driver = Driver::load(&objects.join("bench-driver.o"), world.uplink)?;
-        let mut contenders = vec![Contender {
-            nops: nops(&mut driver, true)?,
-            subject: world.subject()?,
-            services: World::services(),
-            nothing: World::nothing(),
-            peer: None,
-        }];
+        let mut contenders = vec![ours(&mut driver, world.subject()?)?];
         for object in &plan.peers {
-            let peer = Peer::load(&object.path, object.program.as_deref(), world::SERVICES)
-                .with_context(|| format!("the peer's object {}", object.path.display()))?;
-            let subject = peer.subject()?;
-            contenders.push(Contender {
-                nops: nops(&mut driver, subject.frags)?,
-                subject,
-                services: peer.services(),
-                nothing: Target {
-                    port: 22,
-                    port_step: 0,
-                    ..peer.services()
-                },
-                peer: Some(peer),
+            let context = || format!("the peer's object {}", object.path.display());
+            contenders.push(match &object.kind {
+                PeerKind::Ours => {
+                    let subject = world.subject_of(&object.path).with_context(context)?;
+                    ours(&mut driver, subject)?
+                }
+                PeerKind::Balancer(program) => {
+                    balancer(&mut driver, object, program.as_deref()).with_context(context)?
+                }
             });
         }
         Ok(Self {
@@ -175,6 +177,8 @@ impl<'a> Course<'a> {
         }
         let (counted, dropped) = (self.world.counted()?, drops(self.world)?);
         let (mut to_count, mut to_drop) = (0, 0);
+        let is_ours = |contender: &&Contender| matches!(contender.kind, Kind::Ours);
+        let ours = self.contenders.iter().filter(is_ours).count() as u64;
         for _ in 0..plan.rounds {
             for (row, of_row) in rows.iter().zip(&mut cells) {
                 let packets = plan.packets * if row.shape.flows > 1 << 12 { 4 } else { 1 };
@@ -183,9 +187,10 @@ impl<'a> Course<'a> {
                     self.time(row, at, cell, packets)
                         .with_context(|| format!("row `{}`, contender {at}", row.name))?;
                 }
+                let packets = u64::from(packets) * ours;
                 match row.expect {
-                    Expect::Wrapped => to_count += u64::from(packets),
-                    Expect::Dropped => to_drop += u64::from(packets),
+                    Expect::Wrapped => to_count += packets,
+                    Expect::Dropped => to_drop += packets,
                     Expect::Passed => {}
                 }
             }
@@ -222,9 +227,9 @@ impl<'a> Course<'a> {
         };
         let mut drive = packet::drive(row.shape, to);
         let (sent, run, out) = self.driver.one(&contender.subject, &mut drive)?;
-        match &contender.peer {
-            None => self.check_ours(row, run.verdict, &sent, &out)?,
-            Some(peer) => {
+        match &contender.kind {
+            Kind::Ours => self.check_ours(row, run.verdict, &sent, &out)?,
+            Kind::Balancer(peer) => {
                 if run.verdict != verdict(row.expect) {
                     return Ok(None);
                 }
@@ -291,6 +296,33 @@ impl<'a> Course<'a> {
         cell.samples.gross.push(run.ns);
         Ok(())
     }
+}
+
+fn ours(driver: &mut Driver, subject: Subject) -> Result<Contender> {
+    Ok(Contender {
+        nops: nops(driver, subject.frags)?,
+        subject,
+        services: World::services(),
+        nothing: World::nothing(),
+        kind: Kind::Ours,
+    })
+}
+
+fn balancer(driver: &mut Driver, object: &PeerObject, program: Option<&str>) -> Result<Contender> {
+    let peer = Peer::load(&object.path, program, world::SERVICES)?;
+    let subject = peer.subject()?;
+    let services = peer.services();
+    Ok(Contender {
+        nops: nops(driver, subject.frags)?,
+        subject,
+        services,
+        nothing: Target {
+            port: 22,
+            port_step: 0,
+            ..services
+        },
+        kind: Kind::Balancer(peer),
+    })
 }
 
 fn nops(driver: &mut Driver, frags: bool) -> Result<[Subject; 3]> {

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::ProgramInfo;
+use aya::{
+    EbpfLoader,
+    programs::{ProgramInfo, Xdp},
+};
 use datapath::{Datapath, DatapathConfig, LocalState, UplinkMode};
 use model::{
     ClusterId, EndpointId, NodeId, ServiceId, TaskId,
@@ -96,11 +99,40 @@ impl World {
         })
     }
 
+    /// The program of another build, on the same maps.
+    ///
+    /// # Errors
+    /// When its maps have another layout, or it does not load.
+    pub fn subject_of(&self, object: &Path) -> Result<Subject> {
+        let maps = self.layout().join("maps");
+        let names = fs::read_dir(&maps)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<Vec<_>>>()?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        for name in &names {
+            loader.map_pin_path(name, maps.join(name));
+        }
+        let mut object = loader.load_file(object)?;
+        let program: &mut Xdp = object
+            .program_mut("sn_xdp_uplink")
+            .context("it has no sn_xdp_uplink")?
+            .try_into()?;
+        program.load()?;
+        let program = program.fd()?.try_clone()?;
+        Ok(Subject {
+            program,
+            frags: true,
+        })
+    }
+
+    fn layout(&self) -> PathBuf {
+        let layout = format!("v{}", dataplane_abi::LAYOUT_VERSION);
+        self.pins.join(layout)
+    }
+
     fn programs(&self) -> Result<PathBuf> {
-        let layout = self
-            .pins
-            .join(format!("v{}", dataplane_abi::LAYOUT_VERSION));
-        let mut builds = fs::read_dir(layout.join("programs"))?;
+        let mut builds = fs::read_dir(self.layout().join("programs"))?;
         Ok(builds.next().context("programs are pinned")??.path())
     }
 
