@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup as FibLookup, xdp_md,
     },
-    helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns},
+    helpers::generated::{bpf_fib_lookup, bpf_jiffies64},
     macros::map,
     maps::PerCpuArray,
 };
@@ -18,8 +18,9 @@ use crate::{
     redirect::AF_INET,
 };
 
-/// A change of routes or neighbours is seen this late, in nanoseconds.
-const LIFETIME: u64 = 50_000_000;
+/// A change of routes or neighbours is seen this late, in ticks of the kernel: 5 to 50 ms. Ticks,
+/// since the kernel compiles reading them in, where a clock is a call for each packet.
+const LIFETIME: u64 = 5;
 /// Power of two. Nodes that share a place cost each other lookups, no more.
 const PLACES: u32 = 256;
 
@@ -45,18 +46,23 @@ impl NextHop {
     /// The way to the node at `vtep` for a packet of `len` bytes. `None` when the kernel's own
     /// stack has to do something first: resolve a neighbour, fragment, take another way.
     #[inline(always)]
-    pub fn towards(ctx: *mut xdp_md, config: &NodeConfig, vtep: Be32, len: u32) -> Option<Self> {
+    pub fn towards(
+        ctx: *mut xdp_md,
+        config: &NodeConfig,
+        vtep: Be32,
+        len: u32,
+    ) -> Option<&'static Self> {
         let place = vtep.raw().wrapping_mul(0x9e37_79b1) >> (32 - PLACES.ilog2());
         let known = NEXT_HOPS.get_ptr_mut(place)?;
         // SAFETY: this CPU's slot of a map value that lives as long as the program; XDP programs
         // do not interrupt each other.
         let known = unsafe { &mut *known };
-        // SAFETY: reads a clock.
-        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        // SAFETY: reads a counter.
+        let now = unsafe { bpf_jiffies64() };
         if known.vtep != vtep || known.expires <= now {
             *known = Self::look_up(ctx, config, vtep, now)?;
         }
-        (len <= known.mtu).then_some(*known)
+        (len <= known.mtu).then_some(known)
     }
 
     #[inline(always)]

@@ -52,17 +52,16 @@ impl Bytes {
         Ok(unsafe { *(at as *const T) })
     }
 
-    /// Writes `value` at `offset`. Only XDP programs write so: tc programs may look at pages that
-    /// are shared with a socket and go through helpers.
+    /// The first `N` halfwords, to be written: one comparison for all of them. Only XDP programs
+    /// write so: tc programs may look at pages that are shared with a socket and go through helpers.
     #[inline(always)]
-    pub fn write<T: Copy>(self, offset: usize, value: T) -> Result<(), DropReason> {
-        let at = self.start + offset;
-        if at + size_of::<T>() > self.end {
+    pub fn front<'a, const N: usize>(self) -> Result<&'a mut [u16; N], DropReason> {
+        if self.start + size_of::<[u16; N]>() > self.end {
             return Err(DropReason::Truncated);
         }
-        // SAFETY: as in `read`.
-        unsafe { *(at as *mut T) = value };
-        Ok(())
+        // SAFETY: as in `read`; the packet's bytes stay while the program runs, until a helper moves
+        // them, which voids `self` as well.
+        Ok(unsafe { &mut *(self.start as *mut [u16; N]) })
     }
 
     #[inline(always)]
@@ -119,6 +118,8 @@ pub struct Packet {
     pub checksum: u16,
     /// Flags and offset, host order.
     fragment: u16,
+    /// Of the IPv4 packet, as its header says.
+    pub total_len: u16,
     pub tos: u8,
     pub ttl: u8,
     pub proto: u8,
@@ -138,7 +139,7 @@ impl Packet {
     #[inline(always)]
     pub fn parse(bytes: Bytes) -> Result<Self, DropReason> {
         let ip = bytes.read::<[u32; 5]>(ETH_LEN)?;
-        let [version_ihl, tos, ..] = ip[0].to_ne_bytes();
+        let [version_ihl, tos, len0, len1] = ip[0].to_ne_bytes();
         let header_len = usize::from(version_ihl & 0xf) * 4;
         if version_ihl >> 4 != 4 || header_len < 20 {
             return Err(DropReason::BadIpHeader);
@@ -150,6 +151,7 @@ impl Packet {
             dst: Be32::from_raw(ip[4]),
             checksum: u16::from_ne_bytes([sum0, sum1]),
             fragment: u16::from_be_bytes([fragment0, fragment1]),
+            total_len: u16::from_be_bytes([len0, len1]),
             tos,
             ttl,
             proto,

@@ -47,7 +47,16 @@ fn uplink(ctx: &XdpContext) -> Result<u32, DropReason> {
     if backend.vtep.is_zero() {
         return Ok(XDP_PASS);
     }
-    let volume = volume(ctx);
+    // A packet that lies in one piece tells its length without a call.
+    let linear = ctx.data_end() - ctx.data();
+    let volume = if linear >= ETH_LEN + usize::from(entry.packet.total_len) {
+        Volume {
+            packets: 1,
+            bytes: linear as u64,
+        }
+    } else {
+        volume(ctx)
+    };
     let outer_len = volume.bytes as usize - ETH_LEN + OUTER_LEN;
     let Some(hop) = NextHop::towards(ctx.ctx, config, backend.vtep, outer_len as u32) else {
         return Ok(XDP_PASS);
@@ -65,7 +74,7 @@ fn uplink(ctx: &XdpContext) -> Result<u32, DropReason> {
         entry.packet.tos,
         hash,
         outer_len as u16,
-        &hop,
+        hop,
     )?;
     if hop.ifindex == ingress_ifindex(ctx.ctx) {
         return Ok(XDP_TX);
