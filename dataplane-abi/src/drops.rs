@@ -77,6 +77,14 @@ drop_reasons! {
     /// A packet of a TCP connection that is not known here, moments after a change of backends: sent again,
     /// it finds its backend, or is refused.
     Unsettled = 36 => "unsettled",
+    /// A task sends to the tunnel's UDP port: to other nodes that would be a packet of this node.
+    ForgedTunnel = 40 => "forged-tunnel",
+    /// A task's packet carries a source route.
+    SourceRouted = 41 => "source-routed",
+    /// A packet from outside has an address of this node's gateway network, where tasks are.
+    ForgedTaskAddress = 42 => "forged-task-address",
+    /// A frame with a VLAN tag, from a task or inside of the tunnel.
+    VlanTagged = 43 => "vlan-tagged",
 }
 
 /// Length of the drop counter array: room for reasons to come without a new layout.

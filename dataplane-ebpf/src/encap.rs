@@ -9,12 +9,11 @@ use dataplane_abi::{
 use crate::{
     checksum::Sum,
     next_hop::NextHop,
-    packet::{Bytes, ETH_LEN, ETHERTYPE_IPV4, Mac, PROTO_UDP},
+    packet::{Bytes, ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, Mac, PROTO_UDP},
 };
 
 /// Ethernet, IPv4, UDP and VXLAN headers, which go before the inner Ethernet header.
 pub const OUTER_LEN: usize = ETH_LEN + IPV4_LEN + UDP_LEN + VXLAN_LEN;
-const IPV4_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 const VXLAN_LEN: usize = 8;
 

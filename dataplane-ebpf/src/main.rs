@@ -23,6 +23,7 @@ mod count;
 mod encap;
 mod entry;
 mod flow;
+mod guard;
 mod maps;
 mod mesh;
 mod mss;

@@ -8,6 +8,8 @@ use dataplane_abi::{
 };
 
 pub const ETH_LEN: usize = 14;
+/// Without options.
+pub const IPV4_LEN: usize = 20;
 /// The longest headers that are parsed: Ethernet, IPv4 with all options, TCP without options.
 pub const HEADERS_MAX: u32 = 14 + 60 + 20;
 

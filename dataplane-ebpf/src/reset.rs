@@ -9,11 +9,10 @@ use dataplane_abi::{Be32, DropReason};
 
 use crate::{
     checksum::Sum,
-    packet::{ETH_LEN, PROTO_TCP, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    packet::{ETH_LEN, IPV4_LEN, PROTO_TCP, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     skb::Skb,
 };
 
-const IPV4_LEN: usize = 20;
 const TCP_LEN: usize = 20;
 const TCP_AT: usize = ETH_LEN + IPV4_LEN;
 const CHECKSUM_AT: usize = TCP_AT + 16;

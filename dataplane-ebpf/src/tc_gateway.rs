@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext}
 use dataplane_abi::{DropReason, FLOW_BRIDGED, VethValue};
 
 use crate::{
-    arp, bridge, flow,
+    arp, bridge, flow, guard,
     maps::VETHS,
     mesh,
     packet::{Bytes, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac, Packet},
@@ -23,6 +23,7 @@ pub fn sn_tc_gateway(ctx: TcContext) -> Verdict {
 fn gateway(skb: Skb) -> Result<Verdict, DropReason> {
     // SAFETY: a value removed meanwhile is not reused before this CPU has long read it.
     let veth = unsafe { VETHS.get(skb.ifindex()) }.ok_or(DropReason::UnknownInterface)?;
+    guard::untagged(skb)?;
     let bytes = skb.bytes();
     if bytes.mac_src()? != Mac::new(veth.mac) {
         return Err(DropReason::SpoofedSource);
@@ -41,7 +42,9 @@ fn ipv4(skb: Skb, bytes: Bytes, veth: &VethValue) -> Result<Verdict, DropReason>
     if packet.src != veth.addr {
         return Err(DropReason::SpoofedSource);
     }
+    guard::not_source_routed(skb, &packet)?;
     let config = service::config()?;
+    guard::not_into_tunnel(config, &packet)?;
     if packet.has_ports()
         && let Some(flow) = flow::of_reply(&packet)
     {

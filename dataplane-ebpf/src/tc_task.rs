@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use dataplane_abi::{DropReason, VethValue};
 
 use crate::{
-    arp, count,
+    arp, count, guard,
     maps::VETHS,
     overlay,
     packet::{Bytes, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac, Packet},
@@ -23,6 +23,7 @@ pub fn sn_tc_task(ctx: TcContext) -> Verdict {
 fn task(skb: Skb) -> Result<Verdict, DropReason> {
     // SAFETY: a value removed meanwhile is not reused before this CPU has long read it.
     let veth = unsafe { VETHS.get(skb.ifindex()) }.ok_or(DropReason::UnknownInterface)?;
+    guard::untagged(skb)?;
     let bytes = skb.bytes();
     if bytes.mac_src()? != Mac::new(veth.mac) {
         return Err(DropReason::SpoofedSource);
@@ -44,6 +45,7 @@ fn ipv4(skb: Skb, bytes: Bytes, veth: &VethValue) -> Result<Verdict, DropReason>
     if packet.src != veth.addr {
         return Err(DropReason::SpoofedSource);
     }
+    guard::not_source_routed(skb, &packet)?;
     let config = service::config()?;
     count::packet(veth.stats, skb.volume(), false);
     let Some(endpoint) = overlay::endpoint(veth.vni, packet.dst) else {

@@ -6,6 +6,7 @@ use dataplane_abi::{Be32, DropReason, NodeConfig};
 use crate::{
     count,
     entry::Entry,
+    guard,
     mesh::{self, Arrival},
     service,
     skb::{Skb, Verdict},
@@ -23,10 +24,15 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
     if skb.has_vlan_tag() {
         return Ok(TC_ACT_UNSPEC);
     }
-    let Some(entry) = Entry::find(skb.bytes()) else {
+    let bytes = skb.bytes();
+    let config = service::config();
+    if let Ok(config) = config {
+        guard::not_of_gateway_network(config, bytes)?;
+    }
+    let Some(entry) = Entry::find(bytes) else {
         return Ok(TC_ACT_UNSPEC);
     };
-    let config = service::config()?;
+    let config = config?;
     let mut arrival = Arrival {
         endpoint: 0,
         entry: Be32::ZERO,

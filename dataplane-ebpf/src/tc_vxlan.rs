@@ -12,7 +12,7 @@ use dataplane_abi::{
 };
 
 use crate::{
-    entry,
+    entry, guard,
     maps::PEERS,
     mesh::{self, Arrival},
     overlay,
@@ -33,6 +33,7 @@ fn vxlan(skb: Skb) -> Result<Verdict, DropReason> {
     if PEERS.get_ptr(source).is_none() {
         return Err(DropReason::UnknownTunnelSource);
     }
+    guard::untagged(skb)?;
     let config = service::config()?;
     let bytes = skb.bytes();
     if bytes.ether_type()? != ETHERTYPE_IPV4 {

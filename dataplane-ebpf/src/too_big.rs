@@ -7,13 +7,12 @@ use dataplane_abi::{Be32, DropReason, NodeConfig};
 
 use crate::{
     checksum::Sum,
-    packet::{ETH_LEN, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Packet},
+    packet::{ETH_LEN, IPV4_LEN, PROTO_ICMP, PROTO_TCP, PROTO_UDP, Packet},
     skb::Skb,
 };
 
 /// What of the packet its sender gets back: the longest IPv4 header and 8 bytes (RFC 792).
 const QUOTE_LEN: usize = 60 + 8;
-const IPV4_LEN: usize = 20;
 const ICMP_LEN: usize = 8;
 const CHECKSUM_AT: usize = ETH_LEN + IPV4_LEN + 2;
 

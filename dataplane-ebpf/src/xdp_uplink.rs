@@ -16,6 +16,7 @@ use crate::{
     count::{self, Volume},
     encap::{self, OUTER_LEN},
     entry::Entry,
+    guard,
     next_hop::NextHop,
     packet::{Bytes, ETH_LEN},
     reset, service,
@@ -38,6 +39,7 @@ fn uplink(ctx: &XdpContext) -> Result<u32, DropReason> {
         return Ok(XDP_PASS);
     };
     let config = service::config()?;
+    guard::not_from_gateway_network(config, entry.packet.src)?;
     let backend = match entry.backend(config) {
         Ok(backend) => backend,
         // The tc program drops it, and answers.
