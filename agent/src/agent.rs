@@ -1,9 +1,11 @@
 //! The handle of a running agent.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use model::inspect::Table;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -11,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{AgentConfig, Credentials},
     core::{Command, Core},
-    session::Session,
+    session::{Applied, Session},
+    view_file::ViewFile,
 };
 
 /// Messages that wait for one of the agent's tasks; senders wait when it is full.
@@ -39,20 +42,34 @@ impl Agent {
         let (commands, command_inbox) = mpsc::channel(QUEUE_LEN);
         let (events, event_inbox) = mpsc::channel(QUEUE_LEN);
         let (outbox, outbox_inbox) = mpsc::channel(QUEUE_LEN);
-        let (core, applied) =
-            Core::start(config.clone(), &credentials, outbox, cancel.child_token()).await?;
+        let view_file = ViewFile::new(&config.state_dir);
+        let knows_the_cluster = view_file.exists();
+        let applied = watch::Sender::new(Applied::new(Arc::new(view_file.load()?)));
         let session = Session {
-            credentials,
-            description: config.description,
-            applied,
+            credentials: credentials.clone(),
+            description: config.description.clone(),
+            applied: applied.subscribe(),
             events,
             outbox: outbox_inbox,
             cancel: cancel.child_token(),
         };
+        let core = Core::start(config, &credentials, applied, outbox, cancel.child_token());
+        // A node that was here before says so at once: to load programs may take longer than the
+        // managers wait, and its tasks run on meanwhile. A new one is ready when it can serve.
+        let (core, session) = if knows_the_cluster {
+            let session = tokio::spawn(session.run());
+            let core = core.await;
+            if core.is_err() {
+                cancel.cancel();
+            }
+            (core?, session)
+        } else {
+            (core.await?, tokio::spawn(session.run()))
+        };
         Ok(Self {
             commands,
             core: tokio::spawn(core.run(command_inbox, event_inbox)),
-            session: tokio::spawn(session.run()),
+            session,
             cancel,
         })
     }

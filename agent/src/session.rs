@@ -33,6 +33,13 @@ pub struct Applied {
     pub digest: u64,
 }
 
+impl Applied {
+    pub fn new(view: Arc<NodeView>) -> Self {
+        let digest = view.digest();
+        Self { view, digest }
+    }
+}
+
 /// What the session tells the agent.
 #[derive(Debug)]
 pub enum SessionEvent {

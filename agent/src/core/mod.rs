@@ -79,17 +79,18 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Everything up to the point where the node serves what the last view says. A first start
-    /// that fails leaves nothing behind.
+    /// Everything up to the point where the node serves what the last view (`applied`) says. A
+    /// first start that fails leaves nothing behind.
     pub(crate) async fn start(
         config: AgentConfig,
         credentials: &Credentials,
+        applied: watch::Sender<Applied>,
         outbox: mpsc::Sender<AgentMessage>,
         cancel: CancellationToken,
-    ) -> Result<(Self, watch::Receiver<Applied>)> {
+    ) -> Result<Self> {
         let is_first = !ViewFile::new(&config.state_dir).exists();
         let datapath = config.datapath();
-        let started = Self::set_up(config, credentials, outbox, cancel).await;
+        let started = Self::set_up(config, credentials, applied, outbox, cancel).await;
         if started.is_err() && is_first {
             leave::undo_set_up(&datapath).await;
         }
@@ -99,16 +100,18 @@ impl Core {
     async fn set_up(
         config: AgentConfig,
         credentials: &Credentials,
+        applied: watch::Sender<Applied>,
         outbox: mpsc::Sender<AgentMessage>,
         cancel: CancellationToken,
-    ) -> Result<(Self, watch::Receiver<Applied>)> {
+    ) -> Result<Self> {
         let view_file = ViewFile::new(&config.state_dir);
-        let view = Arc::new(view_file.load()?);
+        let view = applied.borrow().view.clone();
         let links_spec = links_spec(&config, credentials, &view);
         let (mut masquerade, mut made) = (Masquerade::default(), Repairs::default());
         let links = links::ensure_node_links(&links_spec, &mut made).await?;
         masquerade.ensure(gateway::subnet(), &mut made).await?;
-        let mut datapath = Datapath::open(&config.datapath())?;
+        let datapath_config = config.datapath();
+        let mut datapath = tokio::task::block_in_place(|| Datapath::open(&datapath_config))?;
         datapath.attach_vxlan(links.vxlan_ifindex)?;
         datapath.attach_uplink(links.uplink_ifindex)?;
 
@@ -128,10 +131,6 @@ impl Core {
         let (messages, runner_inbox) = mpsc::channel(QUEUE_LEN);
         let (views, view_watch) = watch::channel(view.clone());
         let (underlay_mtu, mtu_watch) = watch::channel(links.underlay_mtu);
-        let (applied, applied_watch) = watch::channel(Applied {
-            view: view.clone(),
-            digest: view.digest(),
-        });
         let context = RunnerContext {
             executor,
             paths,
@@ -177,7 +176,7 @@ impl Core {
             cancel,
         };
         core.adopt(records).await?;
-        Ok((core, applied_watch))
+        Ok(core)
     }
 
     pub(crate) async fn run(
@@ -268,8 +267,7 @@ impl Core {
         }
         // Each update has its acknowledgement, also one that brings no new version.
         if std::mem::take(&mut self.owes_ack) {
-            let (view, digest) = (self.view.clone(), self.view.digest());
-            self.applied.send_replace(Applied { view, digest });
+            self.applied.send_replace(Applied::new(self.view.clone()));
             self.say(AgentMessage::Ack {
                 version: self.view.version,
             });
