@@ -7,7 +7,13 @@ fn main() {
     let root = Path::new(&manifest)
         .parent()
         .expect("the crate lies in the workspace");
-    let object = root.join("target/bpf/swarmnet.o");
+    let another_layout = env::var_os("CARGO_FEATURE_ANOTHER_LAYOUT").is_some();
+    let name = if another_layout {
+        "another-layout.o"
+    } else {
+        "swarmnet.o"
+    };
+    let object = root.join("target/bpf").join(name);
     println!("cargo:rerun-if-changed={}", object.display());
     assert!(
         object.exists(),

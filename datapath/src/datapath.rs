@@ -55,6 +55,9 @@ pub struct Datapath {
     syncs: u64,
 }
 
+/// How long packets of unknown flows are dropped in silence, if nobody ends that time before.
+const HANDOVER_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// While a former build's programs are on the hooks.
 struct Handover {
     heritage: Heritage,
@@ -118,7 +121,7 @@ impl Datapath {
             syncs: 0,
         };
         match heritage {
-            Some(heritage) => {
+            Some(mut heritage) => {
                 heritage.copy(&datapath.pins)?;
                 datapath.handover = Some(Handover::new(heritage));
             }
@@ -262,14 +265,18 @@ impl Datapath {
 
     /// The maps hold all that the node needs: from the former build's programs to this one's.
     fn end_handover(&mut self) -> Result<(), DatapathError> {
-        let Some(handover) = &self.handover else {
+        let Some(Handover { heritage, .. }) = &mut self.handover else {
             return Ok(());
         };
-        handover.heritage.copy_new_flows(&self.pins)?;
-        self.links.take_over(handover.heritage.former())?;
+        // The first may take long; what changes meanwhile does not.
+        heritage.copy_flows(&self.pins)?;
+        heritage.copy_flows(&self.pins)?;
+        // A flow that begins now, and is answered before it is copied, waits.
+        self.maps.set_unsettled(HANDOVER_TIME_MAX)?;
+        self.links.take_over(heritage.former())?;
         self.links.adopt(&self.programs)?;
-        // Those that began meanwhile.
-        handover.heritage.copy_new_flows(&self.pins)?;
+        heritage.copy_last_flows(&self.pins)?;
+        self.maps.set_unsettled(Duration::ZERO)?;
         self.take_hooks()?;
         let handover = self.handover.take().expect("it was just there");
         for (hook, ifindex) in handover.wanted {

@@ -9,6 +9,7 @@
 //! of another size is another map: its entries are left behind.
 
 use std::{
+    collections::{BTreeMap, HashSet},
     io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -20,6 +21,7 @@ use aya::{
 };
 use aya_obj::{Object, generated::bpf_map_type};
 use tracing::{debug, info};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
     bpffs::{Layout, PinDir},
@@ -43,8 +45,9 @@ struct Shape {
 #[derive(Debug)]
 pub(crate) struct Heritage {
     former: Layout,
-    /// Maps that were made anew though the former build has one of that name.
-    copied: Vec<&'static str>,
+    /// Maps that were made anew though the former build has one of that name, with a hash of each of
+    /// their entries that was copied.
+    copied: BTreeMap<&'static str, HashSet<u64>>,
 }
 
 impl Heritage {
@@ -60,7 +63,7 @@ impl Heritage {
         let wanted = Object::parse(OBJECT).map_err(|source| DatapathError::Load {
             source: Box::new(source.into()),
         })?;
-        let mut copied = Vec::new();
+        let mut copied = BTreeMap::new();
         for name in MAP_NAMES {
             let (from, to) = (former.maps().join(name), pins.maps().join(name));
             let Some(was) = Shape::of_pin(&from) else {
@@ -77,7 +80,7 @@ impl Heritage {
                 })?;
                 debug!(map.name = name, "map shared with the former build");
             } else {
-                copied.push(name);
+                copied.insert(name, HashSet::new());
             }
         }
         Ok(Some(Self { former, copied }))
@@ -88,22 +91,27 @@ impl Heritage {
     }
 
     /// Copies what is not shared, once this build's maps are there.
-    pub fn copy(&self, pins: &PinDir) -> Result<(), DatapathError> {
+    pub fn copy(&mut self, pins: &PinDir) -> Result<(), DatapathError> {
         self.copy_where(pins, |_| true, Existing::Replace)
     }
 
-    /// Copies the flows that came since [`Self::copy`] and are not in this build's maps yet.
-    pub fn copy_new_flows(&self, pins: &PinDir) -> Result<(), DatapathError> {
+    /// Copies the flows that began or changed since they were copied last.
+    pub fn copy_flows(&mut self, pins: &PinDir) -> Result<(), DatapathError> {
+        self.copy_where(pins, Shape::is_flow_table, Existing::Replace)
+    }
+
+    /// As [`Self::copy_flows`], when this build's programs are at work already: what they wrote stays.
+    pub fn copy_last_flows(&mut self, pins: &PinDir) -> Result<(), DatapathError> {
         self.copy_where(pins, Shape::is_flow_table, Existing::Keep)
     }
 
     fn copy_where(
-        &self,
+        &mut self,
         pins: &PinDir,
         which: impl Fn(&Shape) -> bool,
         existing: Existing,
     ) -> Result<(), DatapathError> {
-        for name in &self.copied {
+        for (name, done) in &mut self.copied {
             let (from, to) = (self.former.maps().join(name), pins.maps().join(name));
             let (Some(was), Some(is)) = (Shape::of_pin(&from), Shape::of_pin(&to)) else {
                 continue;
@@ -118,12 +126,13 @@ impl Heritage {
                 );
                 continue;
             }
-            let count = copy(&open(&from, name)?, was, &open(&to, name)?, is, existing)
-                .map_err(DatapathError::map_io(name, "copy"))?;
+            let (from, to) = ((open(&from, name)?, was), (open(&to, name)?, is));
+            let count =
+                copy(from, to, existing, done).map_err(DatapathError::map_io(name, "copy"))?;
             debug!(
                 map.name = name,
                 map.entries = count,
-                "map copied from the former build"
+                "copied from the former build"
             );
         }
         Ok(())
@@ -183,13 +192,12 @@ impl Shape {
     }
 }
 
-/// Returns how many entries were written.
+/// Copies entries that are not among those `done`. Returns how many were written.
 fn copy(
-    from: &OwnedFd,
-    was: Shape,
-    to: &OwnedFd,
-    is: Shape,
+    (from, was): (OwnedFd, Shape),
+    (to, is): (OwnedFd, Shape),
     existing: Existing,
+    done: &mut HashSet<u64>,
 ) -> io::Result<usize> {
     let cpus = nr_cpus().map_err(|(_, error)| error)?;
     let size = EntrySize {
@@ -200,6 +208,9 @@ fn copy(
     sys::for_each_entry(from.as_fd(), size, |key, value| {
         // Elements of a new array are zero.
         if is.is_array() && (value.iter().all(|byte| *byte == 0) || index(key) >= is.entries) {
+            return Ok(());
+        }
+        if !done.insert(xxh3_64_with_seed(value, xxh3_64(key))) {
             return Ok(());
         }
         let value = fit(value, was.value_len(), is.value_len());

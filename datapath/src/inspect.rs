@@ -17,12 +17,12 @@ use model::{
     inspect::{BackendRow, DropRow, EndpointRow, FlowRow, ServiceRow, VipRow},
     spec::Protocol,
 };
-use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     datapath::Datapath,
     error::DatapathError,
     ring::Ring,
+    sys,
     tables::{Frontend, OverlayAddr, Published, Tables, endpoints_of, protocol_name},
 };
 
@@ -138,7 +138,7 @@ impl Datapath {
     /// Live flows of the mesh whose backend is here, and of VIPs, translated packet by packet, whose
     /// client is here. (Sockets translated at `connect` are not flows of the data plane.)
     pub fn inspect_flows(&self, view: &NodeView) -> Result<Vec<FlowRow>> {
-        let (tables, names, now) = (self.maps.observe()?, Names(view), monotonic());
+        let (tables, names, now) = (self.maps.observe()?, Names(view), sys::monotonic());
         let flows = self.maps.flows()?;
         let flows = flows
             .iter()
@@ -196,7 +196,7 @@ impl Datapath {
 
     /// Live mesh flows of each endpoint here: what draining waits for.
     pub fn live_flows(&self) -> Result<BTreeMap<u32, u64>> {
-        let now = monotonic();
+        let now = sys::monotonic();
         let mut live = BTreeMap::new();
         for (key, flow) in self.maps.flows()? {
             if is_live(key.proto, &flow, now) {
@@ -319,11 +319,6 @@ fn is_live(proto: u8, flow: &FlowValue, now: Duration) -> bool {
 
 fn idle(last_seen: u64, now: Duration) -> Duration {
     now.saturating_sub(Duration::from_nanos(last_seen))
-}
-
-/// The clock of the programs' `bpf_ktime_get_coarse_ns`.
-fn monotonic() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 fn socket(addr: Ipv4Addr, port: u16) -> String {

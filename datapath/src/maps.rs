@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet, io, net::Ipv4Addr, ops::Range, os::fd::AsFd, path::Path, sync::Arc,
+    time::Duration,
 };
 
 use aya::{
@@ -334,6 +335,20 @@ impl Maps {
                 .map_err(DatapathError::map("CONFIG", "write to"))?,
         }
         Ok(0)
+    }
+
+    /// For so long from now on, packets of flows that nobody here knows are dropped in silence, to be
+    /// sent again: what is known of them is on its way. Zero ends an earlier such time.
+    pub fn set_unsettled(&mut self, time: Duration) -> Result<()> {
+        let config = self.config.get(&0, 0);
+        let mut config = config.map_err(DatapathError::map("CONFIG", "read"))?;
+        config.unsettled_until = match time {
+            Duration::ZERO => 0,
+            time => u64::try_from((sys::monotonic() + time).as_nanos()).unwrap_or(u64::MAX),
+        };
+        self.config
+            .set(0, config, 0)
+            .map_err(DatapathError::map("CONFIG", "write to"))
     }
 
     fn write_ring(&self, base: u32, slots: &[u32]) -> Result<()> {

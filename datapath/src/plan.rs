@@ -382,6 +382,8 @@ fn config(desired: &Desired, present: &Tables, draft: &mut Draft) {
     let written = present.config.generation;
     let same = NodeConfig {
         generation: written,
+        // Set for a while by whoever changes something, and no business of the view.
+        unsettled_until: present.config.unsettled_until,
         ..desired.config
     };
     if written == 0 || present.config != same {

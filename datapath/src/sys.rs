@@ -15,9 +15,11 @@ use std::{
     path::Path,
     ptr::{NonNull, null_mut},
     sync::atomic::AtomicU32,
+    time::Duration,
 };
 
 use aya::Pod;
+use nix::time::{ClockId, clock_gettime};
 
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -513,6 +515,11 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         program_id: info.prog_id,
         target,
     })
+}
+
+/// The clock of the programs' `bpf_ktime_get_coarse_ns`.
+pub(crate) fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;

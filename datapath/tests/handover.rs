@@ -9,7 +9,7 @@ use aya::{
     Pod,
     maps::{HashMap, Map, MapData, MapInfo},
 };
-use dataplane_abi::{Be16, Be32, FlowKey, FlowValue, LocalEndpoint, NodeConfig};
+use dataplane_abi::{Be16, Be32, FLOW_CLIENT_FIN, FlowKey, FlowValue, LocalEndpoint, NodeConfig};
 use model::feed::{BackendState::Active, NodeView};
 use node::{OTHER, Pins, SELF, endpoint, in_namespace, local, tcx, veth, view};
 use swarmnet_datapath::{Datapath, LocalState};
@@ -213,18 +213,22 @@ fn maps_of_another_shape_are_carried_over() {
         let locals = pins.table::<u32, LocalEndpoint>("LOCAL");
         assert_eq!(locals.get(&1, 0).unwrap(), of_task);
 
-        // A flow that begins before the hooks change hands.
+        // A flow that begins, and one that ends, before the hooks change hands.
         let late = FlowKey {
             client_port: Be16::from_host(40_001),
             ..key
         };
-        former.replace("FLOWS", &[(key, longer), (late, longer)]);
+        let ended = FlowValue {
+            flags: FLOW_CLIENT_FIN,
+            ..value
+        };
+        former.replace("FLOWS", &[(key, ended), (late, value)]);
         let (view, local) = wanted();
         datapath.sync(&view, &local).unwrap();
         former.assert_succeeded();
-        for key in [key, late] {
-            assert_eq!(flows.get(&key, 0).unwrap(), value, "{key:?}");
-        }
+        assert_eq!(flows.get(&key, 0).unwrap(), ended);
+        assert_eq!(flows.get(&late, 0).unwrap(), value);
+        assert_eq!(config(pins).unsettled_until, 0, "all flows are here");
         assert!(datapath.sync(&view, &local).unwrap().is_unchanged());
     });
 }

@@ -159,6 +159,24 @@ fn all_else_from_the_task_goes_on_to_the_bridge() {
     assert_eq!(node.stats(STATS).packets, 0);
 }
 
+/// Moments after a change, the flow of an answer may not be here yet.
+#[test]
+fn answer_of_a_published_port_waits_for_its_flow() {
+    let stray = from_task(Frame::tcp((TASK, 80), (CLIENT.0, 40_001), ACK));
+    let other = from_task(Frame::tcp((TASK, 81), CLIENT, ACK));
+    let mut node = node(TCP, ENTRY);
+    node.target(EP, TASK, 80, TCP);
+    node.assert_passes("sn_tc_gateway", &stray.bytes());
+    let mut config: NodeConfig = node.array("CONFIG").get(&0, 0).unwrap();
+    config.unsettled_until = u64::MAX;
+    node.configure(config);
+    node.assert_drops("sn_tc_gateway", &stray.bytes(), DropReason::Unsettled);
+    node.assert_passes("sn_tc_gateway", &other.bytes());
+    config.unsettled_until = 1;
+    node.configure(config);
+    node.assert_passes("sn_tc_gateway", &stray.bytes());
+}
+
 const NEIGHBOUR: Be32 = ip(172, 18, 0, 6);
 const NEIGHBOURS_EP: u32 = 77;
 

@@ -403,7 +403,7 @@ pub const VIP_FLOW_HAIRPIN: u32 = 1;
 /// Map sizes. Each can be set lower or higher at load.
 pub const ENDPOINTS_MAX: u32 = 65_536;
 pub const VETHS_MAX: u32 = 8_192;
-pub const LOCAL_MAX: u32 = 4_096;
+pub const LOCAL_MAX: u32 = if crate::ANOTHER_LAYOUT { 8_192 } else { 4_096 };
 pub const VIPS_MAX: u32 = 16_384;
 pub const FRONTENDS_MAX: u32 = 16_384;
 pub const ADDRESSED_MAX: u32 = 16_384;
@@ -413,8 +413,16 @@ pub const TARGETS_MAX: u32 = 65_536;
 pub const PEERS_MAX: u32 = 4_096;
 pub const NODE_ADDRS_MAX: u32 = 1_024;
 pub const NETNS_MAX: u32 = 4_096;
-pub const SOCK_ORIGINS_MAX: u32 = 65_536;
-pub const FLOWS_MAX: u32 = 262_144;
+pub const SOCK_ORIGINS_MAX: u32 = if crate::ANOTHER_LAYOUT {
+    131_072
+} else {
+    65_536
+};
+pub const FLOWS_MAX: u32 = if crate::ANOTHER_LAYOUT {
+    131_072
+} else {
+    262_144
+};
 pub const SYN_FLOWS_MAX: u32 = 65_536;
 pub const PINS_MAX: u32 = 262_144;
 pub const UDP_FLOWS_MAX: u32 = 65_536;

@@ -23,9 +23,22 @@ pub fn admit(config: &NodeConfig, bytes: Bytes, packet: &Packet) -> Result<Verdi
         if bytes.mac_dst()? != Mac::new(task_mac(config.gateway_addr)) {
             return Err(DropReason::Isolated);
         }
+        if is_stray_reply(config, packet) {
+            return Err(DropReason::Unsettled);
+        }
         return Ok(TC_ACT_UNSPEC);
     }
     to_neighbour(packet)
+}
+
+/// Whether this is the answer of a published port in a flow that is still on its way here. As a flow
+/// of the task's own it would get the node's address and another port, and break.
+#[inline(always)]
+fn is_stray_reply(config: &NodeConfig, packet: &Packet) -> bool {
+    config.unsettled_until != 0
+        && flow::now() < config.unsettled_until
+        && packet.has_ports()
+        && target(packet.src, packet.src_port, packet.proto).is_some()
 }
 
 /// A reply of UDP over the bridge.

@@ -40,19 +40,30 @@ const NO_LINKER: &str = "`bpf-linker` does not run: install it with `LLVM_PREFIX
 pub struct Args {
     /// Build even when the object is up to date.
     #[arg(long)]
-    force: bool,
+    pub force: bool,
+    /// Build the programs with another map layout, for tests of upgrades.
+    #[arg(long)]
+    pub another_layout: bool,
 }
+
+const ANOTHER_LAYOUT: &str = "another-layout";
 
 pub fn run(args: &Args) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("xtask lies in the workspace")?;
-    let objects = OBJECTS.map(|name| root.join("target/bpf").join(name).with_extension("o"));
-    let object = &objects[0];
+    // Each with the name of its file.
+    let objects = if args.another_layout {
+        vec![(NODE, ANOTHER_LAYOUT)]
+    } else {
+        OBJECTS.map(|name| (name, name)).to_vec()
+    };
+    let file = |name: &str| root.join("target/bpf").join(name).with_extension("o");
+    let object = file(objects[0].1);
     let stamp = object.with_extension("inputs");
 
     let digest = format!("{:016x}", digest_of_inputs(root)?);
-    let fresh = objects.iter().all(|object| object.exists())
+    let fresh = objects.iter().all(|(_, name)| file(name).exists())
         && fs::read_to_string(&stamp).is_ok_and(|was| was == digest);
     if fresh && !args.force {
         println!("{} is up to date", object.display());
@@ -66,16 +77,20 @@ pub fn run(args: &Args) -> Result<()> {
     );
     println!("building the eBPF programs with {}", toolchain.describe());
     let started = Instant::now();
-    toolchain.build(&root.join("dataplane-ebpf"))?;
+    let package = root.join("dataplane-ebpf");
+    let mut target_dir = package.join("target");
+    let mut features = Vec::new();
+    if args.another_layout {
+        target_dir.push(ANOTHER_LAYOUT);
+        features = vec!["--features", ANOTHER_LAYOUT, "--bin", NODE];
+    }
+    toolchain.build(&package, &target_dir, &features)?;
 
-    let built = root
-        .join("dataplane-ebpf/target")
-        .join(TARGET)
-        .join("release");
+    let built = target_dir.join(TARGET).join("release");
     let mut size = 0;
-    for (name, object) in OBJECTS.iter().zip(&objects) {
-        let len = install(&built.join(name), object)?;
-        if *name == NODE {
+    for (name, to) in objects {
+        let len = install(&built.join(name), &file(to))?;
+        if name == NODE {
             size = len;
         }
     }
@@ -140,7 +155,7 @@ impl Toolchain {
         }
     }
 
-    fn build(&self, package: &Path) -> Result<()> {
+    fn build(&self, package: &Path, target_dir: &Path, features: &[&str]) -> Result<()> {
         let mut cargo = match self {
             Self::Prebuilt { rustc, .. } => {
                 let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
@@ -172,6 +187,9 @@ impl Toolchain {
         }
         let status = cargo
             .args(["--release", "--locked", "--target", TARGET])
+            .arg("--target-dir")
+            .arg(target_dir)
+            .args(features)
             .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"))
             .current_dir(package)
             .status()

@@ -16,7 +16,7 @@ use nix::{
 };
 
 use crate::{
-    build::{Profile, build, root},
+    build::{Profile, build, build_another_layout, root},
     setup,
 };
 
@@ -30,6 +30,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     setup::ensure_ready(setup::For::Test)?;
     // The end-to-end tests start the binaries.
+    build_another_layout()?;
     build(Profile::Dev)?;
     // Built beforehand, so that silence later is a test's and not the compiler's.
     let built = Command::new("cargo")
