@@ -128,6 +128,11 @@ impl Node {
         Ok(())
     }
 
+    /// Which `swarmnet` the next [`Self::start`] runs.
+    pub fn set_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
     /// Stops the agent's process for a while (SIGSTOP) or lets it go on (SIGCONT).
     ///
     /// # Errors

@@ -70,6 +70,14 @@ pub fn ask_udp(host: &Host, to: (Ipv4Addr, u16)) -> Result<Answer> {
     })
 }
 
+/// What a line was answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    Echo,
+    /// The task stops. It did not take up the line.
+    Goodbye,
+}
+
 /// An open connection to the lab's server, which echoes lines after its first.
 pub struct Conversation {
     reader: BufReader<TcpStream>,
@@ -80,10 +88,16 @@ impl Conversation {
     /// # Errors
     /// Connection failures and what is no answer.
     pub fn begin(host: &Host, to: (Ipv4Addr, u16)) -> Result<Self> {
-        let stream = host.within(|| {
-            TcpStream::connect_timeout(&to.into(), PATIENCE)
-                .with_context(|| format!("connect {to:?}"))
-        })?;
+        host.within(|| Self::begin_here(to))
+    }
+
+    /// From the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn begin_here(to: (Ipv4Addr, u16)) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&to.into(), PATIENCE)
+            .with_context(|| format!("connect {to:?}"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
@@ -114,11 +128,33 @@ impl Conversation {
     /// # Errors
     /// When the connection is broken or says something else.
     pub fn say(&mut self, words: &str) -> Result<()> {
-        writeln!(self.reader.get_mut(), "{words}")?;
-        let echoed = self.line();
-        let echoed = echoed.with_context(|| format!("no echo to {}", self.answer.from))?;
-        ensure!(echoed.trim_end() == words, "sent {words}, got {echoed}");
-        Ok(())
+        self.send(words)?;
+        match self.hear(words)? {
+            Heard::Echo => Ok(()),
+            Heard::Goodbye => anyhow::bail!("the task {} said goodbye", self.answer.task),
+        }
+    }
+
+    /// The first half of [`Self::say`].
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn send(&mut self, words: &str) -> Result<()> {
+        Ok(writeln!(self.reader.get_mut(), "{words}")?)
+    }
+
+    /// The answer to [`Self::send`].
+    ///
+    /// # Errors
+    /// When the connection is broken or says something else.
+    pub fn hear(&mut self, words: &str) -> Result<Heard> {
+        let heard = self.line();
+        let heard = heard.with_context(|| format!("no echo to {}", self.answer.from))?;
+        if heard == "goodbye\n" {
+            return Ok(Heard::Goodbye);
+        }
+        ensure!(heard.trim_end() == words, "sent {words}, got {heard}");
+        Ok(Heard::Echo)
     }
 
     fn line(&mut self) -> Result<String> {

@@ -108,6 +108,20 @@ impl Cluster {
         &self.whoami
     }
 
+    /// The `swarmnet` whose maps have another layout.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn another_layout() -> Result<PathBuf> {
+        let binary = binaries_dir()?.join("swarmnet-another-layout");
+        anyhow::ensure!(
+            binary.exists(),
+            "{} is missing: run `cargo xtask test`",
+            binary.display()
+        );
+        Ok(binary)
+    }
+
     /// A published port on each node, which the client outside asks from an address of its own for
     /// each: two of its connections from one port to two nodes could meet at one task, where only
     /// one of them can be.

@@ -3,10 +3,12 @@
 mod ask;
 mod cluster;
 mod datagram;
+mod load;
 mod traffic;
 
-pub use ask::{Answer, Conversation, ask_tcp, ask_udp, send_through};
+pub use ask::{Answer, Conversation, Heard, ask_tcp, ask_udp, send_through};
 pub use cluster::Cluster;
 pub use datagram::{Datagrams, Fragments};
 pub use lab::RunningTask as Task;
+pub use load::{Load, LoadSpec};
 pub use traffic::Traffic;

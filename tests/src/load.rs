@@ -1,0 +1,212 @@
+//! Many clients that never pause: connections that each ask once, and streams that go on and on.
+
+use std::{
+    net::Ipv4Addr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use anyhow::{Result, ensure};
+use lab::{Host, wait_for};
+
+use crate::{Conversation, Heard};
+
+/// A thread writes to all of its streams, then reads from all of them.
+const STREAMS_PER_THREAD: usize = 50;
+/// Failures that are kept to be told.
+const TOLD_MAX: usize = 5;
+
+/// How much there is of what.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadSpec {
+    /// Streams to each target.
+    pub streams: usize,
+    /// Clients of each target that make a connection for each request, one after the other.
+    pub askers: usize,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    stop: AtomicBool,
+    /// Connections that were made, asked and answered.
+    requests: AtomicU64,
+    /// Lines that streams sent and got back.
+    echoes: AtomicU64,
+    /// Streams that their task ended in good order, and that began again.
+    farewells: AtomicU64,
+    failures: AtomicU64,
+    told: Mutex<Vec<String>>,
+}
+
+/// Running clients.
+#[derive(Debug)]
+pub struct Load {
+    tally: Arc<Tally>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Starts the clients of `targets` on `host`.
+    ///
+    /// # Errors
+    /// A stream that does not come about.
+    pub fn start(host: &Host, targets: &[(Ipv4Addr, u16)], spec: LoadSpec) -> Result<Self> {
+        let mut load = Self {
+            tally: Arc::default(),
+            clients: Vec::new(),
+        };
+        for target in targets {
+            let mut left = spec.streams;
+            while left > 0 {
+                let count = left.min(STREAMS_PER_THREAD);
+                let streams: Vec<_> = host.within(|| {
+                    (0..count)
+                        .map(|_| Conversation::begin_here(*target))
+                        .collect::<Result<_>>()
+                })?;
+                load.spawn(host, *target, move |tally, target| {
+                    stream(tally, target, streams)
+                });
+                left -= count;
+            }
+            for _ in 0..spec.askers {
+                load.spawn(host, *target, ask);
+            }
+        }
+        Ok(load)
+    }
+
+    fn spawn(
+        &mut self,
+        host: &Host,
+        target: (Ipv4Addr, u16),
+        client: impl FnOnce(&Tally, (Ipv4Addr, u16)) + Send + 'static,
+    ) {
+        let (tally, host) = (self.tally.clone(), host.clone());
+        self.clients.push(std::thread::spawn(move || {
+            let entered = host.within(|| {
+                client(&tally, target);
+                Ok(())
+            });
+            if let Err(err) = entered {
+                tally.fail(&err);
+            }
+        }));
+    }
+
+    /// Waits until there were `requests` more, and every stream has had time for some lines.
+    ///
+    /// # Errors
+    /// At the deadline, and as soon as something failed.
+    pub fn go_on(&self, requests: u64) -> Result<()> {
+        let asked = self.tally.requests.load(Ordering::Relaxed) + requests;
+        wait_for("the load to go on", || {
+            Ok((self.tally.has_failed() || self.requests() >= asked).then_some(()))
+        })?;
+        self.tally.check()
+    }
+
+    /// Connections that were asked and answered so far.
+    pub fn requests(&self) -> u64 {
+        self.tally.requests.load(Ordering::Relaxed)
+    }
+
+    /// Ends all clients. Gives how many requests and echoes there were.
+    ///
+    /// # Errors
+    /// When anything failed: how much, and the first words of it.
+    pub fn end(mut self) -> Result<(u64, u64)> {
+        self.join();
+        self.tally.check()?;
+        Ok((self.requests(), self.tally.echoes.load(Ordering::Relaxed)))
+    }
+
+    fn join(&mut self) {
+        self.tally.stop.store(true, Ordering::Relaxed);
+        for client in self.clients.drain(..) {
+            if client.join().is_err() {
+                self.tally.fail(&anyhow::anyhow!("a client panicked"));
+            }
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Tally {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) > 0
+    }
+
+    fn fail(&self, err: &anyhow::Error) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let mut told = self.told.lock().expect("no holder panics");
+        if told.len() < TOLD_MAX {
+            told.push(format!("{err:#}"));
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let told = self.told.lock().expect("no holder panics");
+        ensure!(
+            !self.has_failed(),
+            "{} of {} requests and {} echoes failed ({} streams were ended in good order): {told:#?}",
+            self.failures.load(Ordering::Relaxed),
+            self.requests.load(Ordering::Relaxed),
+            self.echoes.load(Ordering::Relaxed),
+            self.farewells.load(Ordering::Relaxed),
+        );
+        Ok(())
+    }
+}
+
+fn ask(tally: &Tally, target: (Ipv4Addr, u16)) {
+    while tally.goes_on() {
+        match Conversation::begin_here(target) {
+            Ok(_) => drop(tally.requests.fetch_add(1, Ordering::Relaxed)),
+            Err(err) => tally.fail(&err.context("a request")),
+        }
+    }
+}
+
+/// A stream that fails is given up, one that its task ends in good order begins again.
+fn stream(tally: &Tally, target: (Ipv4Addr, u16), mut streams: Vec<Conversation>) {
+    const WORDS: &str = "still there";
+    while tally.goes_on() && !streams.is_empty() {
+        let mut next = Vec::with_capacity(streams.len());
+        let sent: Vec<_> = streams
+            .iter_mut()
+            .map(|stream| stream.send(WORDS))
+            .collect();
+        for (mut stream, sent) in streams.drain(..).zip(sent) {
+            let stream = match sent.and_then(|()| stream.hear(WORDS)) {
+                Ok(Heard::Echo) => {
+                    tally.echoes.fetch_add(1, Ordering::Relaxed);
+                    Ok(stream)
+                }
+                Ok(Heard::Goodbye) => {
+                    tally.farewells.fetch_add(1, Ordering::Relaxed);
+                    drop(stream);
+                    Conversation::begin_here(target)
+                }
+                Err(err) => Err(err.context(format!("a stream with {}", stream.answer.task))),
+            };
+            match stream {
+                Ok(stream) => next.push(stream),
+                Err(err) => tally.fail(&err),
+            }
+        }
+        streams = next;
+    }
+}
