@@ -5,7 +5,8 @@ use std::{net::SocketAddrV4, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use model::{
-    feed::{AgentMessage, Hello, ManagerMessage, NodeView, Update},
+    NodeId, Version,
+    feed::{AgentMessage, Hello, ManagerMessage, NodeView, Pin, Update},
     object::NodeDescription,
     rpc::DispatcherClient,
 };
@@ -47,6 +48,10 @@ pub enum SessionEvent {
     Connected,
     Update(Update),
     StatusAck(u64),
+    /// All pins of another node.
+    Pins(NodeId, Vec<Pin>),
+    /// All nodes have applied this version.
+    Settled(Version),
 }
 
 /// Everything the session needs of the agent.
@@ -191,6 +196,8 @@ impl Session {
                 SessionEvent::Update(update)
             }
             ManagerMessage::StatusAck { seq } => SessionEvent::StatusAck(seq),
+            ManagerMessage::Pins { node, pins } => SessionEvent::Pins(node, pins),
+            ManagerMessage::Settled { version } => SessionEvent::Settled(version),
             ManagerMessage::HeartbeatAck => return Ok(()),
         };
         self.events

@@ -1,12 +1,14 @@
 //! The data plane of one node.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
+    net::Ipv4Addr,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
+use dataplane_abi::ServiceValue;
 use model::feed::NodeView;
 use tracing::{debug, info};
 
@@ -23,8 +25,12 @@ use crate::{
     plan::{Full, Op, Planner},
     repair::{self, Anchors, Deviation},
     sys,
-    tables::Tables,
+    tables::{Frontend, Published, Tables},
 };
+
+/// For the managers to hear from all nodes which flows a change displaced. Should that take longer,
+/// connections that nobody has end by a RST all the same.
+const UNSETTLED_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatapathConfig {
@@ -250,6 +256,11 @@ impl Datapath {
         let present = self.maps.observe()?;
         let ops = self.plan(&desired, &present)?;
         note(&ops, &present);
+        let moves_flows = moves_flows(&ops, &present);
+        if moves_flows {
+            // Before the first of them: other nodes may have flows that nobody has told of.
+            self.settle_in(UNSETTLED_MAX)?;
+        }
         let mut report = SyncReport::default();
         for op in &ops {
             debug!(map.op = %op, "applied");
@@ -260,6 +271,9 @@ impl Datapath {
         report.duration = begun.elapsed();
         report.log();
         self.end_handover()?;
+        if moves_flows {
+            self.settle_in(UNSETTLED_MAX)?;
+        }
         Ok(report)
     }
 
@@ -322,6 +336,30 @@ impl Datapath {
         info!("data plane detached");
         Ok(())
     }
+}
+
+/// Whether flows that exist may lose the owner that their ring names.
+fn moves_flows(ops: &[Op], present: &Tables) -> bool {
+    let written = ops.iter().filter_map(|op| match op {
+        Op::WriteFrontend(index, value) => Some((*index, value)),
+        _ => None,
+    });
+    let written: BTreeMap<u32, &ServiceValue> = written.collect();
+    let turned = ops.iter().filter_map(|op| match op {
+        Op::SetPort(port, word) => {
+            let addr = Ipv4Addr::UNSPECIFIED;
+            Some((Published { addr, port: *port }, word.frontend()?))
+        }
+        Op::PutAddressed(at, index) => Some((*at, *index)),
+        _ => None,
+    });
+    let ring = |of: &ServiceValue| (of.ring_base, of.ring_len, of.single, of.backend_count);
+    turned.chain(present.published()).any(|(at, index)| {
+        let had = present.services.get(&Frontend::Published(at));
+        let gets = written.get(&index);
+        had.zip(gets)
+            .is_some_and(|(had, gets)| ring(had) != ring(gets))
+    })
 }
 
 /// What a sync did.

@@ -309,7 +309,7 @@ fn shares(tables: &Tables, service: &ServiceValue) -> BTreeMap<u16, f64> {
         .collect()
 }
 
-fn is_live(proto: u8, flow: &FlowValue, now: Duration) -> bool {
+pub(crate) fn is_live(proto: u8, flow: &FlowValue, now: Duration) -> bool {
     if proto == Protocol::Udp.number() {
         return idle(flow.last_seen, now) < UDP_FLOW_LIVE;
     }

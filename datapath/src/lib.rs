@@ -25,6 +25,7 @@ mod load;
 mod local;
 pub mod maglev;
 mod maps;
+mod pins;
 pub mod plan;
 mod ports;
 mod query;

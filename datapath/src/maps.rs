@@ -1,7 +1,13 @@
 //! The kernel's maps, typed: read as [`Tables`], written by [`Op`]s.
 
 use std::{
-    collections::BTreeSet, io, net::Ipv4Addr, ops::Range, os::fd::AsFd, path::Path, sync::Arc,
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::Ipv4Addr,
+    ops::Range,
+    os::fd::AsFd,
+    path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,13 +17,15 @@ use aya::{
     util::nr_cpus,
 };
 use dataplane_abi::{
-    BackendValue, Be32, DropCounter, EndpointKey, EndpointValue, FlowKey, FlowValue, LocalEndpoint,
-    NetnsValue, NodeConfig, PeerValue, PublishedKey, RING_CHUNK_SLOTS, RING_LEN_MAX, RingChunk,
-    ServiceValue, Stats, TargetKey, TargetValue, VethValue, VipFlowKey, VipFlowValue, VipKey,
+    BackendValue, Be32, DropCounter, EndpointKey, EndpointValue, FLOW_ACKED, FlowKey, FlowValue,
+    LocalEndpoint, NetnsValue, NodeConfig, PeerValue, PinKey, PinValue, PublishedKey,
+    RING_CHUNK_SLOTS, RING_LEN_MAX, RingChunk, ServiceValue, Stats, TargetKey, TargetValue,
+    VethValue, VipFlowKey, VipFlowValue, VipKey,
 };
 
 use crate::{
     error::{DatapathError, io_error},
+    pins::{PinOrder, pin_key, pin_order},
     plan::{Capacities, Op},
     ports::PortMap,
     sys,
@@ -133,6 +141,7 @@ pub(crate) struct Maps {
     netns: Table<u64, NetnsValue>,
     /// Established TCP, TCP that begins, UDP.
     flows: [Table<FlowKey, FlowValue>; 3],
+    pins: Table<PinKey, PinValue>,
     vip_flows: Table<VipFlowKey, VipFlowValue>,
     stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, DropCounter>,
@@ -166,6 +175,7 @@ impl Maps {
                 Table::open(dir, "SYN_FLOWS")?,
                 Table::open(dir, "UDP_FLOWS")?,
             ],
+            pins: Table::open(dir, "PINS")?,
             vip_flows: Table::open(dir, "VIP_FLOWS")?,
             stats: open(dir, "STATS")?,
             drops: open(dir, "DROPS")?,
@@ -329,10 +339,10 @@ impl Maps {
                     backends.contains(&OverlayAddr { vni: key.vni, addr })
                 });
             }
-            Op::PutConfig(value) => self
-                .config
-                .set(0, value, 0)
-                .map_err(DatapathError::map("CONFIG", "write to"))?,
+            Op::PutConfig(value) => self.write_config(|config| NodeConfig {
+                unsettled_until: config.unsettled_until,
+                ..*value
+            })?,
         }
         Ok(0)
     }
@@ -340,15 +350,14 @@ impl Maps {
     /// For so long from now on, packets of flows that nobody here knows are dropped in silence, to be
     /// sent again: what is known of them is on its way. Zero ends an earlier such time.
     pub fn set_unsettled(&mut self, time: Duration) -> Result<()> {
-        let config = self.config.get(&0, 0);
-        let mut config = config.map_err(DatapathError::map("CONFIG", "read"))?;
-        config.unsettled_until = match time {
+        let unsettled_until = match time {
             Duration::ZERO => 0,
             time => u64::try_from((sys::monotonic() + time).as_nanos()).unwrap_or(u64::MAX),
         };
-        self.config
-            .set(0, config, 0)
-            .map_err(DatapathError::map("CONFIG", "write to"))
+        self.write_config(|config| NodeConfig {
+            unsettled_until,
+            ..config
+        })
     }
 
     fn write_ring(&self, base: u32, slots: &[u32]) -> Result<()> {
@@ -408,6 +417,42 @@ impl Maps {
             flows.extend(table.read()?);
         }
         Ok(flows)
+    }
+
+    /// TCP flows whose client has answered the task.
+    pub fn connections(&self) -> Result<Vec<(FlowKey, FlowValue)>> {
+        let [established, beginning, _] = &self.flows;
+        let mut flows = established.read()?;
+        let beginning = beginning.read()?.into_iter();
+        flows.extend(beginning.filter(|(_, flow)| flow.flags & FLOW_ACKED != 0));
+        Ok(flows)
+    }
+
+    pub fn pins(&self) -> Result<Vec<(PinKey, PinValue)>> {
+        self.pins.read()
+    }
+
+    pub fn set_pins(&mut self, wanted: &BTreeMap<PinOrder, PinValue>) -> Result<()> {
+        let present = self.pins()?;
+        let present: BTreeMap<PinOrder, PinValue> = present
+            .iter()
+            .map(|(key, value)| (pin_order(key), *value))
+            .collect();
+        for order in present.keys().filter(|order| !wanted.contains_key(order)) {
+            self.pins.remove(&pin_key(*order))?;
+        }
+        let news = wanted.iter();
+        for (order, value) in news.filter(|(order, value)| present.get(order) != Some(value)) {
+            self.pins.put(pin_key(*order), *value)?;
+        }
+        Ok(())
+    }
+
+    fn write_config(&mut self, change: impl FnOnce(NodeConfig) -> NodeConfig) -> Result<()> {
+        let config = self.config.get(&0, 0);
+        let config = config.map_err(DatapathError::map("CONFIG", "read"))?;
+        let written = self.config.set(0, change(config), 0);
+        written.map_err(DatapathError::map("CONFIG", "write to"))
     }
 
     pub fn vip_flows(&self) -> Result<Vec<(VipFlowKey, VipFlowValue)>> {

@@ -9,9 +9,9 @@ use std::{
 
 use aya::maps::Array;
 use dataplane_abi::{
-    Be16, Be32, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FlowKey, FlowValue,
-    LocalEndpoint, NodeConfig, PeerValue, PortWord, RingChunk, ServiceValue, VethValue, VipFlowKey,
-    VipFlowValue, VipKey,
+    Be16, Be32, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FLOW_RESET, FlowKey, FlowValue,
+    LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PortWord, RingChunk, ServiceValue,
+    VethValue, VipFlowKey, VipFlowValue, VipKey,
 };
 use model::{
     feed::{
@@ -20,7 +20,7 @@ use model::{
     },
     spec::Protocol,
 };
-use node::{OTHER, SELF, VNI, endpoint, endpoint_addr, in_namespace, local, view, vtep};
+use node::{OTHER, Pins, SELF, VNI, endpoint, endpoint_addr, in_namespace, local, view, vtep};
 use swarmnet_datapath::DatapathError;
 
 /// Of TCP 8080, in `PORTS`.
@@ -246,6 +246,80 @@ fn flows_of_a_gone_endpoint_go_at_once() {
         assert_eq!(datapath.live_flows().unwrap(), [(2, 2_500)].into());
         assert_eq!(vip_flows.keys().count(), 1);
     });
+}
+
+/// A flow is pinned when both its owner's places in the ring are gone, and until it ends.
+#[test]
+fn flows_that_several_changes_moved_are_found_and_pinned() {
+    in_namespace(|pins| {
+        let mut view = view();
+        (1..=3).for_each(|id| view.put(endpoint(id, SELF, Active)));
+        let mut datapath = pins.open();
+        datapath.sync(&view, &local(&[1, 2, 3])).unwrap();
+        assert!(unsettled_until(pins) == 0, "nothing was moved");
+        let mut flows = pins.table::<FlowKey, FlowValue>("FLOWS");
+        for client in 0..3_000 {
+            let (key, value) = flow(client, 1);
+            flows.insert(key, value, 0).unwrap();
+        }
+        // Flows of the first at slots that it never owned: as if three changes had been.
+        let forgotten = datapath.forgotten_flows().unwrap();
+        assert!(
+            (1_500..2_500).contains(&forgotten.len()),
+            "{}",
+            forgotten.len()
+        );
+        assert!(
+            forgotten
+                .iter()
+                .all(|pin| pin.endpoint == model::EndpointId(1))
+        );
+
+        // Drained, it is the one before wherever it was, and nowhere else.
+        view.put(endpoint(1, SELF, Draining));
+        datapath.sync(&view, &local(&[1, 2, 3])).unwrap();
+        assert_eq!(datapath.forgotten_flows().unwrap(), forgotten);
+        assert!(unsettled_until(pins) > 0);
+        // Back, and drained again with another: where that one had the slot in between, it is gone.
+        view.put(endpoint(2, SELF, Draining));
+        datapath.sync(&view, &local(&[1, 2, 3])).unwrap();
+        let more = datapath.forgotten_flows().unwrap();
+        assert!(more.len() > forgotten.len());
+
+        let others = model::feed::Pin {
+            endpoint: model::EndpointId(9),
+            client: "10.1.2.3:4567".parse().unwrap(),
+            ..more[0]
+        };
+        let all = [(SELF, more.clone()), (OTHER, vec![others])].into();
+        datapath.pin(&all, &view, SELF).unwrap();
+        assert_eq!(datapath.pins(&view, SELF).unwrap()[&OTHER], [others]);
+        let pinned = pins.table::<PinKey, PinValue>("PINS");
+        assert_eq!(pinned.keys().count(), more.len() + 1);
+        let vteps: Vec<_> = pinned.iter().map(|pin| pin.unwrap().1.vtep).collect();
+        let far = vteps.iter().filter(|at| **at == vtep(OTHER).into()).count();
+        assert_eq!(
+            (far, vteps.iter().filter(|at| at.is_zero()).count()),
+            (1, more.len())
+        );
+
+        // Ended flows are no flows.
+        for entry in flows.iter().collect::<Vec<_>>() {
+            let (key, mut value) = entry.unwrap();
+            value.flags = FLOW_RESET;
+            flows.insert(key, value, 0).unwrap();
+        }
+        assert_eq!(datapath.forgotten_flows().unwrap(), []);
+        datapath
+            .pin(&[(OTHER, vec![others])].into(), &view, SELF)
+            .unwrap();
+        assert_eq!(pinned.keys().count(), 1);
+    });
+}
+
+fn unsettled_until(pins: &Pins) -> u64 {
+    let config: aya::maps::Array<_, NodeConfig> = pins.map("CONFIG").try_into().unwrap();
+    config.get(&0, 0).unwrap().unsettled_until
 }
 
 #[test]

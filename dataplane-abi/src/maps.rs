@@ -394,6 +394,8 @@ pub const FLOW_RESET: u16 = 4;
 /// `FlowValue::flags`: no mesh flow, but UDP from another task of the node, over the gateway bridge
 /// and with no translation left to do.
 pub const FLOW_BRIDGED: u16 = 8;
+/// `FlowValue::flags`, in `SYN_FLOWS`: the client has answered the task, as far as one can tell.
+pub const FLOW_ACKED: u16 = 128;
 /// How old `last_seen` gets before a packet renews it: the entry's cache line stays clean.
 pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;
 

@@ -5,8 +5,8 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, maps::LruHashMap};
 use dataplane_abi::{
-    Be16, Be32, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TOUCH_NS, FlowKey, FlowValue,
-    LocalEndpoint, ServiceValue,
+    Be16, Be32, DropReason, FLOW_ACKED, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TOUCH_NS, FlowKey,
+    FlowValue, LocalEndpoint, ServiceValue,
 };
 
 use crate::{
@@ -120,8 +120,12 @@ impl<'a> Visit<'a> {
             self.renew(flow)?;
             // A task that only forwards has no socket, a listener alone is none of this connection.
             let is_over = !matches!(socket, TaskSocket::HalfOpen | TaskSocket::Listening);
+            flow.flags |= FLOW_ACKED;
             if is_over {
-                let flow = *flow;
+                let flow = FlowValue {
+                    flags: flow.flags & !FLOW_ACKED,
+                    ..*flow
+                };
                 insert(&FLOWS, key, &flow)?;
                 // The entry is of no use now; if it is not there any more, so much the better.
                 let _ = SYN_FLOWS.remove(key);

@@ -6,7 +6,11 @@
 //! differs: a first contact, a resume and a repair are the same thing. Updates are applied in
 //! order and acknowledged.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -255,7 +259,23 @@ pub enum AgentMessage {
     },
     /// At the period that the manager named; `digest` is of the applied view.
     Heartbeat { applied: Version, digest: u64 },
+    /// All of this node's pins, in place of those it named before; at most [`PINS_PER_NODE_MAX`].
+    /// Comes before the acknowledgement of the version that they belong to.
+    Pins(Vec<Pin>),
 }
+
+/// Where a live TCP connection of the mesh is that its service's ring has forgotten: changes of the
+/// service's backends have moved its slot more than once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Pin {
+    pub client: SocketAddrV4,
+    /// What the client sends to.
+    pub frontend: SocketAddrV4,
+    pub endpoint: EndpointId,
+}
+
+/// Bounds the message: what exceeds it is not found again after a change.
+pub const PINS_PER_NODE_MAX: usize = 32_768;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -291,6 +311,15 @@ pub enum ManagerMessage {
         seq: u64,
     },
     HeartbeatAck,
+    /// All pins of another node. Held by managers as long as they run, and never in the store.
+    Pins {
+        node: NodeId,
+        pins: Vec<Pin>,
+    },
+    /// Every node that is up has applied this version, and its pins as of then have been sent.
+    Settled {
+        version: Version,
+    },
 }
 
 /// Takes the view to `version`: removals first, then puts.

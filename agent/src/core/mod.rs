@@ -4,6 +4,7 @@
 mod adopt;
 mod compare;
 mod leave;
+mod pins;
 
 use std::{
     collections::BTreeMap,
@@ -73,6 +74,7 @@ pub(crate) struct Core {
     context: RunnerContext,
     runner_inbox: mpsc::Receiver<RunnerMessage>,
     statuses: StatusBook,
+    pins: pins::PinBook,
     ports: PortHolder,
     outbox: mpsc::Sender<AgentMessage>,
     cancel: CancellationToken,
@@ -171,6 +173,7 @@ impl Core {
             context,
             runner_inbox,
             statuses: StatusBook::default(),
+            pins: pins::PinBook::default(),
             ports: PortHolder::default(),
             outbox,
             cancel,
@@ -193,6 +196,7 @@ impl Core {
                 () = cancel.cancelled() => break,
                 _ = compare.tick() => {
                     self.compare().await;
+                    self.tell_pins();
                     self.repeat_statuses();
                 }
                 Some(command) = commands.recv() => match command {
@@ -213,7 +217,12 @@ impl Core {
 
     fn hear_session(&mut self, event: SessionEvent) {
         match event {
-            SessionEvent::Connected => self.repeat_statuses(),
+            SessionEvent::Connected => {
+                self.repeat_statuses();
+                self.repeat_pins();
+            }
+            SessionEvent::Pins(node, pins) => self.hear_pins(node, pins),
+            SessionEvent::Settled(version) => self.hear_settled(version),
             SessionEvent::StatusAck(seq) => self.statuses.acknowledge(seq),
             SessionEvent::Update(update) => self.apply(update),
         }
@@ -264,6 +273,9 @@ impl Core {
         }
         for skipped in &report.skipped {
             warn!(feed.version = %self.view.version, "left out of the data plane: {skipped}");
+        }
+        if report.services_written > 0 {
+            self.tell_pins();
         }
         // Each update has its acknowledgement, also one that brings no new version.
         if std::mem::take(&mut self.owes_ack) {

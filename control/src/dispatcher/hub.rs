@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use model::{NodeId, TaskId, Version, object::NodeState};
+use model::{NodeId, TaskId, Version, feed::Pin, object::NodeState};
 use store::State;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -63,9 +63,24 @@ struct Inbox {
     /// `None` once the session has taken it.
     pending: Mutex<Option<Pending>>,
     filled: Notify,
+    /// Nodes whose pins the session has not passed on.
+    pinned: Mutex<BTreeSet<NodeId>>,
+    news: Notify,
+}
+
+/// What agents are told beside their views.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) pins: Vec<(NodeId, Arc<[Pin]>)>,
+    /// Every live node has reached it, and all pins as of then are passed on.
+    pub(crate) settled: Version,
 }
 
 impl Inbox {
+    fn pinned(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,6 +106,35 @@ impl Seat {
                 return pending;
             }
             self.inbox.filled.notified().await;
+        }
+    }
+
+    /// Waits for news. Cancel-safe.
+    pub(crate) async fn has_news(&self) {
+        self.inbox.news.notified().await;
+    }
+
+    pub(crate) fn news(&self) -> News {
+        // One look at both: whoever hears that a version is settled has heard its pins.
+        let inner = self.hub.lock();
+        let pinned = std::mem::take(&mut *self.inbox.pinned());
+        let pins = pinned.into_iter().filter_map(|node| {
+            let pins = inner.pins.get(&node)?;
+            Some((node, Arc::clone(pins)))
+        });
+        News {
+            pins: pins.collect(),
+            settled: inner.settled,
+        }
+    }
+
+    /// Takes the node's pins, for the other sessions.
+    pub(crate) fn pin(&self, pins: Vec<Pin>) {
+        let mut inner = self.hub.lock();
+        inner.pins.insert(self.node, pins.into());
+        for (_, taken) in inner.seats.iter().filter(|(node, _)| **node != self.node) {
+            taken.inbox.pinned().insert(self.node);
+            taken.inbox.news.notify_one();
         }
     }
 
@@ -143,6 +187,10 @@ struct Inner {
     seat_last: u64,
     /// What each node acknowledged. Outlives sessions: what is in a kernel stays there.
     reached: HashMap<NodeId, Version>,
+    /// What each node last said of its flows.
+    pins: HashMap<NodeId, Arc<[Pin]>>,
+    /// The version that every live node has reached.
+    settled: Version,
     released_before: Vec<TaskId>,
 }
 
@@ -162,6 +210,10 @@ impl Hub {
     pub(crate) fn seat(self: &Arc<Self>, node: NodeId, parent: &CancellationToken) -> Seat {
         let mut inner = self.lock();
         inner.seat_last += 1;
+        let others = inner.pins.keys().copied().filter(|other| *other != node);
+        let pinned = others.collect();
+        let news = Notify::new();
+        news.notify_one();
         let seat = Seat {
             hub: Arc::clone(self),
             node,
@@ -172,6 +224,8 @@ impl Hub {
                     work: Work::All,
                 })),
                 filled: Notify::new(),
+                pinned: Mutex::new(pinned),
+                news,
             }),
             stop: parent.child_token(),
         };
@@ -196,13 +250,25 @@ impl Hub {
     /// Hands a round to all sessions.
     pub(crate) fn publish(&self, round: Round, work: &Work) {
         let mut inner = self.lock();
-        inner
-            .reached
-            .retain(|node, _| round.state.node(*node).is_some());
+        let is_member = |node: &NodeId| round.state.node(*node).is_some();
+        inner.reached.retain(|node, _| is_member(node));
+        inner.pins.retain(|node, _| is_member(node));
         for taken in inner.seats.values() {
             taken.inbox.add(&round, work);
         }
         inner.round = round;
+    }
+
+    /// Notes how far all live nodes are, and has the sessions tell it.
+    pub(crate) fn settle(&self, state: &State) {
+        let reached = self.reached_by_all(state).min(state.version());
+        let mut inner = self.lock();
+        if reached > inner.settled {
+            inner.settled = reached;
+            for taken in inner.seats.values() {
+                taken.inbox.news.notify_one();
+            }
+        }
     }
 
     /// Waits until something was acknowledged since the last call. Cancel-safe.

@@ -125,6 +125,7 @@ impl Rounds {
 
     /// A round for stops that may be released, if any.
     fn release(&mut self) {
+        self.hub.settle(&self.state);
         let released = self.decide();
         if !released.is_empty() {
             let touches = released.into_iter().map(|task| self.touch(task)).collect();
@@ -163,6 +164,7 @@ impl Rounds {
             held: Arc::new(self.drains.held()),
         };
         self.hub.publish(round, work);
+        self.hub.settle(&self.state);
     }
 }
 

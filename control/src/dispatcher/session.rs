@@ -14,7 +14,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{
     flight::Flight,
-    hub::{Pending, Round, Seat, Work},
+    hub::{News, Pending, Round, Seat, Work},
     ledger::Ledger,
     service::DispatcherService,
 };
@@ -120,6 +120,7 @@ async fn serve(
         networks: BTreeSet::new(),
         released: BTreeSet::new(),
         updates: 0,
+        unsettled: None,
         drift: 0,
     };
     let end = match session.welcome().await {
@@ -196,6 +197,8 @@ struct Session<'a> {
     released: BTreeSet<TaskId>,
     /// Updates sent.
     updates: u64,
+    /// Version of the last one, until the agent knows that all nodes have it.
+    unsettled: Option<Version>,
     /// Heartbeats in a row with another view than ours.
     drift: u32,
 }
@@ -238,6 +241,7 @@ impl Session<'_> {
                     Ok(None) | Err(_) => return End::Gone,
                 },
                 pending = self.seat.work(), if self.flight.has_room() => self.tell(pending).await,
+                () = self.seat.has_news() => self.tell_news().await,
             };
             if let Err(end) = outcome {
                 return end;
@@ -256,6 +260,10 @@ impl Session<'_> {
             AgentMessage::Ack { version } => {
                 self.flight.ack(version);
                 self.seat.reached(self.flight.reached());
+                Ok(())
+            }
+            AgentMessage::Pins(pins) => {
+                self.seat.pin(pins);
                 Ok(())
             }
             AgentMessage::Status { seq, statuses } => self.commit(seq, statuses).await,
@@ -312,8 +320,25 @@ impl Session<'_> {
             debug!(feed.version = %version, feed.put = update.put.len(),
                 feed.removed = update.removed.len(), "update sent");
             self.send(ManagerMessage::Update(update)).await?;
+            self.unsettled = Some(version);
         }
         self.seat.reached(self.flight.reached());
+        // A node that comes back may have been everywhere already.
+        self.tell_news().await
+    }
+
+    /// Passes on other nodes' pins, and says when the last update is at all nodes.
+    async fn tell_news(&mut self) -> Result<(), End> {
+        let News { pins, settled } = self.seat.news();
+        for (node, pins) in pins {
+            let pins = pins.to_vec();
+            self.send(ManagerMessage::Pins { node, pins }).await?;
+        }
+        if self.unsettled.is_some_and(|version| version <= settled) {
+            self.unsettled = None;
+            let version = settled;
+            self.send(ManagerMessage::Settled { version }).await?;
+        }
         Ok(())
     }
 

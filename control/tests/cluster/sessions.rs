@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Agent, Cluster, Credentials, in_time, init_options};
+use crate::support::{Agent, Cluster, Credentials, Heard, in_time, init_options};
 use model::{
     EndpointId, TaskId, TaskState, Version,
-    feed::{AgentMessage, BackendState, NodeView, ViewKey},
+    feed::{AgentMessage, BackendState, NodeView, Pin, ViewKey},
     object::NodeState,
     rpc::{LeaveRequest, MembershipClient},
     token::JoinToken,
@@ -571,4 +571,52 @@ async fn sessions_take_up_a_new_heartbeat_period() {
     agent
         .until_heard("the new period", |heard| is_long(heard.welcome))
         .await;
+}
+
+/// Pins go from one node to all others, also to those that come later; a version is settled when all
+/// nodes that are up have applied it, and not before their pins have been passed on.
+#[tokio::test]
+async fn pins_are_relayed_and_settled_with_the_version() {
+    let mut cluster = Cluster::new().await;
+    let (first, second) = (cluster.join().await, cluster.join().await);
+    let _managers = cluster.connect(&cluster.first).await;
+    let owner = cluster.connect(&first).await;
+    let other = cluster.connect(&second).await;
+    other.until("peers", |view| view.peers.len() == 3).await;
+    let pin = |port| Pin {
+        client: format!("203.0.113.9:{port}").parse().unwrap(),
+        frontend: "192.0.2.1:8080".parse().unwrap(),
+        endpoint: EndpointId(7),
+    };
+    for pins in [vec![pin(1), pin(2)], vec![pin(2)]] {
+        owner.say(AgentMessage::Pins(pins.clone())).await;
+        let arrived = |heard: &Heard| heard.pins.get(&first.id) == Some(&pins);
+        other.until_heard("the pins", arrived).await;
+    }
+    assert!(owner.heard().pins.is_empty(), "they are its own");
+
+    // The owner holds its acknowledgement back, so nobody hears that the next version is settled.
+    owner.acks(false);
+    let (task, endpoint) = cluster.add_task(second.id, 8080).await;
+    let is_there = |view: &NodeView| view.endpoints.contains_key(&endpoint);
+    other
+        .until("the task", |view| view.tasks.contains_key(&task))
+        .await;
+    owner.until("the endpoint", is_there).await;
+    let version = owner.view().version;
+    owner.say(AgentMessage::Pins(vec![pin(3)])).await;
+    let arrived = |heard: &Heard| heard.pins.get(&first.id) == Some(&vec![pin(3)]);
+    other.until_heard("the pins of the version", arrived).await;
+    assert!(other.heard().settled < version);
+    owner.acks(true);
+    owner.say(AgentMessage::Ack { version }).await;
+    other
+        .until_heard("the version to be settled", |heard| {
+            heard.settled >= version
+        })
+        .await;
+
+    let third = cluster.join().await;
+    let late = cluster.connect(&third).await;
+    late.until_heard("the pins of before", arrived).await;
 }

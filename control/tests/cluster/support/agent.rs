@@ -1,8 +1,8 @@
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use model::{
-    TaskId, TaskState,
-    feed::{AgentMessage, Hello, ManagerMessage, NodeView, TaskStatusUpdate, Update},
+    NodeId, TaskId, TaskState, Version,
+    feed::{AgentMessage, Hello, ManagerMessage, NodeView, Pin, TaskStatusUpdate, Update},
     object::NodeDescription,
     rpc::DispatcherClient,
 };
@@ -30,6 +30,9 @@ pub struct Heard {
     pub status_ack: u64,
     pub heartbeat_acks: u64,
     pub welcome: Option<Duration>,
+    /// Of other nodes.
+    pub pins: BTreeMap<NodeId, Vec<Pin>>,
+    pub settled: Version,
 }
 
 /// One session. Dropping it cuts the connection.
@@ -206,6 +209,12 @@ async fn converse(
                 }
                 Ok(Some(ManagerMessage::StatusAck { seq })) => {
                     heard.send_modify(|heard| heard.status_ack = seq);
+                }
+                Ok(Some(ManagerMessage::Pins { node, pins })) => {
+                    heard.send_modify(|heard| drop(heard.pins.insert(node, pins)));
+                }
+                Ok(Some(ManagerMessage::Settled { version })) => {
+                    heard.send_modify(|heard| heard.settled = version);
                 }
                 Ok(Some(ManagerMessage::HeartbeatAck)) => {
                     heard.send_modify(|heard| heard.heartbeat_acks += 1);

@@ -1,0 +1,88 @@
+//! Flows that rings have forgotten: found here, told to all nodes, and those of all nodes in the maps.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Result;
+use model::{
+    NodeId, Version,
+    feed::{AgentMessage, Pin},
+};
+use tracing::{debug, error};
+
+use super::Core;
+
+/// From the moment that all nodes have a change to the end of its consequences: flows that other
+/// nodes opened by the ring before are told of meanwhile.
+const SETTLE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+pub(super) struct PinBook {
+    /// By the node of the owner, this one included.
+    by_node: BTreeMap<NodeId, Vec<Pin>>,
+    /// What a former agent left in the map is among them.
+    is_loaded: bool,
+    /// The managers have heard of this node's.
+    is_told: bool,
+}
+
+impl Core {
+    /// Looks for forgotten flows, and tells of them if they are not the same as before.
+    pub(super) fn tell_pins(&mut self) {
+        if let Err(err) = self.find_pins() {
+            error!("flows that live through several changes may end: {err:#}");
+        }
+    }
+
+    fn find_pins(&mut self) -> Result<()> {
+        let own = self.local.node;
+        if !self.pins.is_loaded {
+            self.pins.by_node = self.datapath.pins(&self.view, own)?;
+            self.pins.is_loaded = true;
+        }
+        let found = tokio::task::block_in_place(|| self.datapath.forgotten_flows())?;
+        let known = self.pins.by_node.entry(own).or_default();
+        let is_news = *known != found;
+        if is_news {
+            debug!(flow.pinned = found.len(), "flows that rings have forgotten");
+            known.clone_from(&found);
+        }
+        self.write_pins()?;
+        if is_news || !self.pins.is_told {
+            self.pins.is_told = true;
+            self.say(AgentMessage::Pins(found));
+        }
+        Ok(())
+    }
+
+    /// The managers may have lost what they were told.
+    pub(super) fn repeat_pins(&mut self) {
+        self.pins.is_told = false;
+        self.tell_pins();
+    }
+
+    pub(super) fn hear_pins(&mut self, node: NodeId, pins: Vec<Pin>) {
+        self.pins.by_node.insert(node, pins);
+        if let Err(err) = self.write_pins() {
+            error!("flows that live through several changes may end: {err:#}");
+        }
+    }
+
+    /// Every node has applied `version`.
+    pub(super) fn hear_settled(&mut self, version: Version) {
+        if version < self.view.version {
+            return;
+        }
+        // Once more: nodes that were behind have sent new flows here by their old rings.
+        self.tell_pins();
+        if let Err(err) = self.datapath.settle_in(SETTLE) {
+            error!("connections that nobody has are not refused yet: {err:#}");
+        }
+    }
+
+    fn write_pins(&mut self) -> Result<()> {
+        let own = self.local.node;
+        let (pins, view) = (&self.pins.by_node, &self.view);
+        tokio::task::block_in_place(|| self.datapath.pin(pins, view, own))?;
+        Ok(())
+    }
+}
