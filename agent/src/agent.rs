@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use model::inspect::Table;
+use model::inspect::{Table, TraceAnswer, TraceQuery};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -82,6 +82,19 @@ impl Agent {
         let (reply, answer) = oneshot::channel();
         self.commands
             .send(Command::Inspect(table, reply))
+            .await
+            .context("the agent is stopping")?;
+        answer.await.context("the agent is stopping")?
+    }
+
+    /// Where a packet would go from this node, and why.
+    ///
+    /// # Errors
+    /// When the question makes no sense here.
+    pub async fn trace(&self, query: TraceQuery) -> Result<TraceAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Trace(Box::new(query), reply))
             .await
             .context("the agent is stopping")?;
         answer.await.context("the agent is stopping")?

@@ -5,7 +5,7 @@ use std::{fmt, net::Ipv4Addr, net::SocketAddrV4, str::FromStr};
 use async_trait::async_trait;
 use model::{
     NodeId,
-    inspect::Table,
+    inspect::{Table, TraceAnswer, TraceQuery},
     object::{DataPathConfig, NodeDescription},
     spec::{Availability, ClusterSpec, Protocol},
 };
@@ -43,6 +43,9 @@ pub trait LocalNode: Send + Sync + 'static {
     /// A table of this node's data plane as a JSON array of the rows in [`model::inspect`].
     /// [`Table::Nodes`] is answered from the manager and never asked here.
     async fn inspect(&self, table: Table) -> Result<serde_json::Value, ApiError>;
+
+    /// Where a packet would go from this node, and why.
+    async fn trace(&self, query: TraceQuery) -> Result<TraceAnswer, ApiError>;
 }
 
 /// A socket that has a port of the node.

@@ -193,6 +193,10 @@ impl Datapath {
         self.links.attach_cgroup(&self.cgroup, &self.programs)
     }
 
+    pub(crate) fn map_pins(&self) -> PathBuf {
+        self.pins.maps()
+    }
+
     /// The pins of maps and programs, as [`Datapath::open`] found or made them.
     pub fn ensure_pins(&mut self) -> Result<Vec<Deviation>, DatapathError> {
         self.anchors.ensure()

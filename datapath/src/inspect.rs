@@ -208,14 +208,14 @@ impl Datapath {
 }
 
 /// The view as a dictionary.
-struct Names<'a>(&'a NodeView);
+pub(crate) struct Names<'a>(pub &'a NodeView);
 
 impl Names<'_> {
     fn endpoint(&self, id: u32) -> Option<&EndpointView> {
         self.0.endpoints.get(&EndpointId(id))
     }
 
-    fn task(&self, endpoint: u32) -> String {
+    pub fn task(&self, endpoint: u32) -> String {
         let known = self.endpoint(endpoint);
         known.map_or_else(|| endpoint.to_string(), |known| known.task_name.clone())
     }
@@ -226,7 +226,7 @@ impl Names<'_> {
         peer.map_or_else(|| "?".to_owned(), |peer| peer.hostname.clone())
     }
 
-    fn node_at(&self, vtep: Ipv4Addr) -> String {
+    pub fn node_at(&self, vtep: Ipv4Addr) -> String {
         let peer = self.0.peers.values().find(|peer| peer.vtep == vtep);
         peer.map_or_else(|| vtep.to_string(), |peer| peer.hostname.clone())
     }

@@ -33,6 +33,7 @@ mod repair;
 pub mod ring;
 mod sys;
 pub mod tables;
+pub mod trace;
 
 pub use attach::UplinkMode;
 pub use datapath::{Datapath, DatapathConfig, SyncReport};

@@ -105,6 +105,74 @@ pub struct DropRow {
     pub bytes: u64,
 }
 
+/// What `swarmnet trace` asks: the query of `/swarmnet/trace`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceQuery {
+    /// `tcp` or `udp`.
+    pub proto: String,
+    pub src: Ipv4Addr,
+    pub src_port: u16,
+    pub dst: Ipv4Addr,
+    pub dst_port: u16,
+    /// Of TCP: not the first packet.
+    #[serde(default)]
+    pub established: bool,
+    #[serde(default)]
+    pub from: TraceFrom,
+}
+
+/// Where a packet in question begins: `outside`, `node`, or `task:` and a name or id.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(into = "String", from = "String")]
+pub enum TraceFrom {
+    /// It comes in by the node's uplink.
+    #[default]
+    Outside,
+    /// A socket of the node itself.
+    Node,
+    /// A task of the node.
+    Task(String),
+}
+
+impl From<TraceFrom> for String {
+    fn from(from: TraceFrom) -> Self {
+        match from {
+            TraceFrom::Outside => "outside".to_owned(),
+            TraceFrom::Node => "node".to_owned(),
+            TraceFrom::Task(task) => format!("task:{task}"),
+        }
+    }
+}
+
+impl From<String> for TraceFrom {
+    fn from(text: String) -> Self {
+        match text.strip_prefix("task:") {
+            Some(task) => Self::Task(task.to_owned()),
+            None if text == "node" => Self::Node,
+            None => Self::Outside,
+        }
+    }
+}
+
+/// One look of a program at its tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceStep {
+    /// `port`, `ring slot`, `backend`, …
+    pub at: String,
+    pub found: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceAnswer {
+    pub steps: Vec<TraceStep>,
+    /// `stack`, `dropped`, `task` or `tunnel`.
+    pub outcome: String,
+    /// Task or node.
+    pub to: Option<String>,
+    /// Of a drop, as `inspect drops` has it.
+    pub reason: Option<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRow {
     pub id: String,

@@ -19,7 +19,7 @@ use executor::{ExecutorConfig, ProcessExecutor};
 use model::{
     TaskId, TaskState,
     feed::{AgentMessage, NodeView, Update},
-    inspect::Table,
+    inspect::{Table, TraceAnswer, TraceQuery},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,7 @@ const COMPARE_PERIOD: Duration = Duration::from_secs(5);
 /// What the handle asks of the actor.
 pub(crate) enum Command {
     Inspect(Table, oneshot::Sender<Result<serde_json::Value>>),
+    Trace(Box<TraceQuery>, oneshot::Sender<Result<TraceAnswer>>),
     Leave(oneshot::Sender<Result<()>>),
 }
 
@@ -202,6 +203,10 @@ impl Core {
                 Some(command) = commands.recv() => match command {
                     // A caller that went away needs no answer.
                     Command::Inspect(table, reply) => drop(reply.send(self.inspect(table))),
+                    Command::Trace(query, reply) => {
+                        let answer = self.datapath.trace(&self.view, &self.local, &query);
+                        drop(reply.send(answer.map_err(Into::into)));
+                    }
                     Command::Leave(reply) => {
                         drop(reply.send(self.leave().await));
                         return;

@@ -38,6 +38,7 @@ pub fn router(node: Arc<dyn LocalNode>) -> Router {
         .merge(networks())
         .merge(engine::routes())
         .route("/swarmnet/inspect/{table}", get(swarmnet::inspect))
+        .route("/swarmnet/trace", get(swarmnet::trace))
         .fallback(async || version::page_not_found())
         .method_not_allowed_fallback(async || version::page_not_found())
         .with_state(node);

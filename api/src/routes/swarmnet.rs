@@ -2,9 +2,9 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
 };
-use model::inspect::Table;
+use model::inspect::{Table, TraceAnswer, TraceQuery};
 use serde_json::Value;
 
 use super::Ctx;
@@ -32,4 +32,14 @@ pub(super) async fn inspect(
     let rows = serde_json::to_value(rows)
         .map_err(|err| ApiError::internal(format!("cannot encode the rows: {err}")))?;
     Ok(Json(rows))
+}
+
+/// `GET /swarmnet/trace`: where a packet would go from this node, and why. The query is a
+/// [`TraceQuery`].
+pub(super) async fn trace(
+    State(node): State<Ctx>,
+    query: Result<Query<TraceQuery>, QueryRejection>,
+) -> Result<Json<TraceAnswer>, ApiError> {
+    let Query(query) = query.map_err(|err| ApiError::invalid(err.body_text()))?;
+    node.trace(query).await.map(Json)
 }

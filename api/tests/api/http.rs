@@ -225,6 +225,15 @@ async fn tables_are_answered_beside_docker() {
     let nodes = get(&node, "/swarmnet/inspect/nodes").await;
     let nodes: Value = serde_json::from_str(&nodes.body).unwrap();
     assert_eq!(nodes[0]["hostname"], "node-1");
+    let query = "proto=udp&src=192.0.2.9&src_port=1&dst=192.0.2.1&dst_port=80&from=task:web.1";
+    let asked = get(&node, &format!("/swarmnet/trace?{query}")).await;
+    assert!(
+        asked.message().contains("from: Task(\"web.1\")"),
+        "{}",
+        asked.message()
+    );
+    let wrong = get(&node, "/swarmnet/trace?proto=tcp&src=here").await;
+    assert_eq!(wrong.status, 400);
     let unknown = get(&node, "/swarmnet/inspect/nosuch").await;
     assert_eq!(unknown.status, 400);
     assert!(unknown.message().contains("no table `nosuch`"));

@@ -6,6 +6,7 @@ mod network;
 mod node;
 mod service;
 mod swarm;
+mod trace;
 
 use std::ffi::OsString;
 
@@ -70,6 +71,8 @@ pub enum ClientCommand {
     Service(Box<service::Service>),
     /// Look into the data plane of this node
     Inspect(inspect::Inspect),
+    /// Tell where a packet would go from this node, and why
+    Trace(trace::Trace),
 }
 
 /// # Errors
@@ -104,6 +107,7 @@ async fn dispatch(client: &Client, command: ClientCommand) -> Result<()> {
         ClientCommand::Network(network) => network.run(client).await,
         ClientCommand::Service(service) => service.run(client).await,
         ClientCommand::Inspect(inspect) => inspect.run(client).await,
+        ClientCommand::Trace(trace) => trace.run(client).await,
     }
 }
 

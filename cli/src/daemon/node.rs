@@ -17,7 +17,7 @@ use api::{
 use control::{InitOptions, Manager, ManagerConfig, ManagerError, NodeCredentials};
 use model::{
     NodeId,
-    inspect::Table,
+    inspect::{Table, TraceAnswer, TraceQuery},
     object::NodeDescription,
     rpc::{JoinRequest, LeaveRequest, MANAGER_PORT},
     spec::Protocol,
@@ -437,14 +437,19 @@ impl LocalNode for Node {
 
     async fn inspect(&self, table: Table) -> Result<serde_json::Value, ApiError> {
         let agent = self.agent.read().await;
-        let agent = agent.as_ref().ok_or_else(|| {
-            ApiError::unavailable(
-                "this node is in no swarm: use `swarmnet init` or `swarmnet join` first",
-            )
-        })?;
-        let rows = agent.inspect(table).await;
+        let rows = agent.as_ref().ok_or_else(in_no_swarm)?.inspect(table).await;
         rows.map_err(|err| ApiError::internal(format!("{err:#}")))
     }
+
+    async fn trace(&self, query: TraceQuery) -> Result<TraceAnswer, ApiError> {
+        let agent = self.agent.read().await;
+        let answer = agent.as_ref().ok_or_else(in_no_swarm)?.trace(query).await;
+        answer.map_err(|err| ApiError::invalid(format!("{err:#}")))
+    }
+}
+
+fn in_no_swarm() -> ApiError {
+    ApiError::unavailable("this node is in no swarm: use `swarmnet init` or `swarmnet join` first")
 }
 
 #[cfg(test)]

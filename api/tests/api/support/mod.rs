@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use control::{InitOptions, Manager, ManagerConfig};
 use model::{
     NodeId,
-    inspect::{DropRow, Table},
+    inspect::{DropRow, Table, TraceAnswer, TraceQuery},
     object::NodeDescription,
     spec::Protocol,
 };
@@ -146,6 +146,10 @@ impl LocalNode for TestNode {
         taken.then(|| PortUser {
             process: Some(("nginx".to_owned(), 4711)),
         })
+    }
+
+    async fn trace(&self, query: TraceQuery) -> Result<TraceAnswer, ApiError> {
+        Err(ApiError::invalid(format!("{query:?}")))
     }
 
     async fn inspect(&self, table: Table) -> Result<Value, ApiError> {

@@ -1,0 +1,252 @@
+//! From the uplink: the mesh's entry, and the backend's side when that is here.
+
+use dataplane_abi::{
+    BACKEND_ACTIVE, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint, NodeConfig, ServiceValue,
+    net::{mesh_mac::Kind, task_mac},
+};
+
+use super::{Lookup, Outcome, Sent, Step, Trail, tables::FlowTable};
+
+/// What an endpoint says of a packet, as `flow::Admission` has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    Known,
+    Opened,
+    Unknown,
+}
+
+/// Who is asked for a flow that is not known.
+struct Owner {
+    endpoint: u32,
+    vtep: Be32,
+}
+
+impl<L: Lookup> Trail<'_, L> {
+    pub(super) fn uplink(&mut self, now: u64) -> Result<Outcome, DropReason> {
+        let config = self.config();
+        if let Ok(config) = config
+            && [self.probe.src_addr(), self.probe.dst_addr()]
+                .iter()
+                .any(|addr| is_of_gateway(&config, *addr))
+        {
+            return Err(DropReason::ForgedTaskAddress);
+        }
+        let (addr, port) = (self.probe.dst_addr(), self.probe.dst_port());
+        let Some(service) = self.published(addr, port, self.probe.proto) else {
+            self.note(Step::NotPublished);
+            return Ok(Outcome::Stack);
+        };
+        if !self.is_node_addr(addr) {
+            self.note(Step::NotOfNode);
+            return Ok(Outcome::Stack);
+        }
+        let config = config?;
+        self.note(Step::Published {
+            backends: service.backend_count,
+        });
+        let slot = self.slot(&service, config.ring_seed)?;
+        let backend = self.backend(&service, slot.now)?;
+        let is_active = backend.state == BACKEND_ACTIVE;
+        self.note(Step::Backend {
+            endpoint: backend.endpoint,
+            vtep: backend.vtep,
+            is_active,
+        });
+        if self.probe.is_syn() && !is_active {
+            return Err(DropReason::NoBackend);
+        }
+        if !backend.vtep.is_zero() {
+            self.note(Step::Reply { entry: config.vtep });
+            return Ok(self.tunnelled(&config, Kind::Forward, backend.endpoint, backend.vtep));
+        }
+        self.deliver(&config, &service, backend.endpoint, now)
+    }
+
+    /// To another node, as it is.
+    fn tunnelled(&self, config: &NodeConfig, kind: Kind, endpoint: u32, vtep: Be32) -> Outcome {
+        Outcome::Tunnel {
+            vtep: vtep.into(),
+            vni: config.mesh_vni,
+            sent: Sent {
+                src: self.probe.src,
+                dst: self.probe.dst,
+                dst_mac: kind.mac(endpoint),
+                src_mac: task_mac(config.vtep),
+                routed: false,
+            },
+        }
+    }
+
+    /// At the backend's node, when that is the entry too.
+    fn deliver(
+        &mut self,
+        config: &NodeConfig,
+        service: &ServiceValue,
+        mut endpoint: u32,
+        now: u64,
+    ) -> Result<Outcome, DropReason> {
+        let mut local = self.local(endpoint);
+        let mut admission = self.admit(service, endpoint, local)?;
+        if admission == Admission::Unknown
+            && self.probe.is_established()
+            && let Some(owner) = self.owner(config, service, endpoint)
+        {
+            if !owner.vtep.is_zero() {
+                return Ok(self.tunnelled(config, Kind::SecondHop, owner.endpoint, owner.vtep));
+            }
+            endpoint = owner.endpoint;
+            local = self.local(endpoint);
+            admission = self.admit(service, endpoint, local)?;
+        }
+        match local {
+            Some(local) if admission != Admission::Unknown => {
+                Ok(self.delivered(config, service, &local))
+            }
+            _ if self.probe.is_established() && now < config.unsettled_until => {
+                Err(DropReason::Unsettled)
+            }
+            Some(_) => Err(DropReason::UnknownFlow),
+            None => Err(DropReason::BackendGone),
+        }
+    }
+
+    fn delivered(
+        &mut self,
+        config: &NodeConfig,
+        service: &ServiceValue,
+        local: &LocalEndpoint,
+    ) -> Outcome {
+        let port = service.target(self.probe.dst_port());
+        self.note(Step::Translated {
+            addr: local.addr,
+            port,
+        });
+        self.note(Step::Reply { entry: Be32::ZERO });
+        Outcome::Task {
+            ifindex: local.ifindex,
+            sent: Sent {
+                src: self.probe.src,
+                dst: (local.addr.into(), port.to_host()),
+                dst_mac: local.mac,
+                src_mac: task_mac(config.gateway_addr),
+                routed: true,
+            },
+        }
+    }
+
+    /// What the flow tables say of the packet; `flow::Visit::admit`, but for sockets.
+    fn admit(
+        &mut self,
+        service: &ServiceValue,
+        endpoint: u32,
+        local: Option<LocalEndpoint>,
+    ) -> Result<Admission, DropReason> {
+        let admission = match local {
+            Some(local) => self.ask_tables(service, endpoint, &local)?,
+            None => Admission::Unknown,
+        };
+        self.note(match admission {
+            Admission::Known => Step::Flow {
+                endpoint,
+                entry: Be32::ZERO,
+            },
+            Admission::Opened => Step::Opens { endpoint },
+            Admission::Unknown => Step::UnknownTo { endpoint },
+        });
+        Ok(admission)
+    }
+
+    fn ask_tables(
+        &self,
+        service: &ServiceValue,
+        endpoint: u32,
+        local: &LocalEndpoint,
+    ) -> Result<Admission, DropReason> {
+        let key = FlowKey {
+            client: self.probe.src_addr(),
+            task: local.addr,
+            client_port: self.probe.src_port(),
+            task_port: service.target(self.probe.dst_port()),
+            proto: self.probe.proto,
+            ..FlowKey::default()
+        };
+        let live = |table| {
+            let flow = self.flow(table, key);
+            flow.filter(|flow| flow.endpoint == endpoint && flow.generation == local.generation)
+        };
+        if !self.probe.is_tcp() {
+            return self.take(live(FlowTable::Udp));
+        }
+        if let Some(flow) = live(FlowTable::Established)
+            && !(self.probe.is_syn() && self.succeeds(&flow))
+        {
+            return self.take(Some(flow));
+        }
+        let beginning = live(FlowTable::Beginning);
+        if !self.probe.is_syn() {
+            return match beginning {
+                Some(flow) => self.take(Some(flow)),
+                None => Ok(Admission::Unknown),
+            };
+        }
+        if self.flow(FlowTable::Established, key).is_some() {
+            return Ok(Admission::Opened);
+        }
+        self.take(beginning.filter(|flow| !self.succeeds(flow)))
+    }
+
+    fn take(&self, flow: Option<FlowValue>) -> Result<Admission, DropReason> {
+        match flow {
+            None => Ok(Admission::Opened),
+            Some(flow) if self.is_same_frontend(&flow) => Ok(Admission::Known),
+            Some(_) => Err(DropReason::SourceCollision),
+        }
+    }
+
+    /// Whether a SYN starts a new connection where an earlier one was.
+    fn succeeds(&self, flow: &FlowValue) -> bool {
+        flow.flags != 0 || !self.is_same_frontend(flow)
+    }
+
+    fn is_same_frontend(&self, flow: &FlowValue) -> bool {
+        flow.node_addr == self.probe.dst_addr() && flow.published == self.probe.dst_port()
+    }
+
+    /// `owner::find`, at the entry.
+    fn owner(&mut self, config: &NodeConfig, service: &ServiceValue, asked: u32) -> Option<Owner> {
+        let pin = self.pin();
+        if let Some(pin) = pin
+            && pin.endpoint != asked
+        {
+            self.note(Step::Owner {
+                endpoint: pin.endpoint,
+                is_pinned: true,
+            });
+            return Some(Owner {
+                endpoint: pin.endpoint,
+                vtep: pin.vtep,
+            });
+        }
+        let slot = self.slot(service, config.ring_seed).ok()?;
+        self.steps.pop();
+        let now = self.backend(service, slot.now).ok()?;
+        let before = self.backend(service, slot.before).ok()?;
+        let owner = if now.endpoint == asked || pin.is_some() {
+            (before.endpoint != asked).then_some(before)?
+        } else {
+            now
+        };
+        self.note(Step::Owner {
+            endpoint: owner.endpoint,
+            is_pinned: false,
+        });
+        Some(Owner {
+            endpoint: owner.endpoint,
+            vtep: owner.vtep,
+        })
+    }
+}
+
+pub(super) fn is_of_gateway(config: &NodeConfig, addr: Be32) -> bool {
+    (addr.raw() ^ config.gateway_addr.raw()) & config.gateway_mask.raw() == 0
+}

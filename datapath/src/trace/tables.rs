@@ -1,0 +1,204 @@
+//! One entry of one map at a time, from wherever the maps are.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::Pod;
+use dataplane_abi::{
+    BackendValue, Be16, Be32, DropReason, EndpointKey, EndpointValue, FlowKey, FlowValue,
+    LocalEndpoint, NodeConfig, PinKey, PinValue, PortWord, PublishedKey, RING_CHUNK_SLOTS,
+    RingChunk, RingSlot, ServiceValue, VethValue, VipFlowKey, VipFlowValue, VipKey,
+    hash::ring_slot, ports::port_index,
+};
+
+use super::{Probe, Step, Trail};
+use crate::sys;
+
+/// Reads maps by their names in the object.
+pub trait Lookup {
+    /// The value of a key; `None` when there is none, or it cannot be read.
+    fn look<K: Pod, V: Pod>(&self, map: &'static str, key: K) -> Option<V>;
+}
+
+/// The maps pinned in a directory.
+#[derive(Debug)]
+pub struct PinnedMaps(PathBuf);
+
+impl PinnedMaps {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self(directory)
+    }
+}
+
+impl Lookup for PinnedMaps {
+    fn look<K: Pod, V: Pod>(&self, map: &'static str, key: K) -> Option<V> {
+        let map = sys::open_pin(&self.0.join(map)).ok()?;
+        look_up(&map, &key).ok()
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Of a map whose keys and values have the sizes of these types.
+fn look_up<K: Pod, V: Pod>(map: &OwnedFd, key: &K) -> io::Result<V> {
+    const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+    let mut value = MaybeUninit::<V>::uninit();
+    let mut attr = ElementAttr {
+        map_fd: map.as_fd().as_raw_fd() as u32,
+        key: std::ptr::from_ref(key) as u64,
+        value: value.as_mut_ptr() as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: this build's maps have keys and values of these types, so the kernel reads a `K` and
+    // writes a `V`, each of whose bit patterns is a value.
+    unsafe {
+        sys::bpf(BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+        Ok(value.assume_init())
+    }
+}
+
+/// The flow tables of a backend's node.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FlowTable {
+    Established,
+    Beginning,
+    Udp,
+}
+
+impl<L: Lookup> Trail<'_, L> {
+    pub(super) fn config(&self) -> Result<NodeConfig, DropReason> {
+        let config = self.tables.look::<u32, NodeConfig>("CONFIG", 0);
+        config
+            .filter(|config| config.generation != 0)
+            .ok_or(DropReason::NotConfigured)
+    }
+
+    pub(super) fn published(&self, addr: Be32, port: Be16, proto: u8) -> Option<ServiceValue> {
+        let index = port_index(proto, port)?;
+        let mut word = PortWord::from_raw(self.tables.look("PORTS", index)?);
+        if word.is_by_address() {
+            let key = PublishedKey {
+                addr,
+                port,
+                proto,
+                _pad: 0,
+            };
+            if let Some(frontend) = self.tables.look("ADDRESSED", key) {
+                word = PortWord::from_raw(frontend);
+            }
+        }
+        self.tables.look("FRONTENDS", word.frontend()?)
+    }
+
+    pub(super) fn is_node_addr(&self, addr: Be32) -> bool {
+        self.tables.look::<Be32, u32>("NODE_ADDRS", addr).is_some()
+    }
+
+    /// The ring's slot of the probe's flow.
+    pub(super) fn slot(
+        &mut self,
+        service: &ServiceValue,
+        seed: u64,
+    ) -> Result<RingSlot, DropReason> {
+        let len = service.ring_len;
+        let index = match len {
+            0 => return Err(DropReason::NoBackend),
+            1 => 0,
+            len => ring_slot(self.probe.hash(seed), len),
+        };
+        let raw = match len {
+            1 => service.single,
+            _ => {
+                let chunk = service.ring_base + index / RING_CHUNK_SLOTS;
+                let chunk: RingChunk = self
+                    .tables
+                    .look("RINGS", chunk)
+                    .ok_or(DropReason::NoBackend)?;
+                chunk.slots[(index % RING_CHUNK_SLOTS) as usize]
+            }
+        };
+        let slot = RingSlot::from_raw(raw);
+        let endpoint = |index| {
+            let backend = self.backend(service, index);
+            backend.map_or(0, |backend| backend.endpoint)
+        };
+        self.note(Step::Slot {
+            index,
+            len,
+            now: endpoint(slot.now),
+            before: endpoint(slot.before),
+        });
+        Ok(slot)
+    }
+
+    pub(super) fn backend(
+        &self,
+        service: &ServiceValue,
+        index: u16,
+    ) -> Result<BackendValue, DropReason> {
+        let index = u32::from(index);
+        if index >= service.backend_count {
+            return Err(DropReason::NoBackend);
+        }
+        let at = service.backend_base + index;
+        self.tables
+            .look("BACKENDS", at)
+            .ok_or(DropReason::NoBackend)
+    }
+
+    pub(super) fn local(&self, endpoint: u32) -> Option<LocalEndpoint> {
+        self.tables.look("LOCAL", endpoint)
+    }
+
+    pub(super) fn endpoint(&self, vni: u32, addr: Be32) -> Option<EndpointValue> {
+        self.tables.look("ENDPOINTS", EndpointKey { vni, addr })
+    }
+
+    pub(super) fn vip(&self, vni: u32, addr: Be32) -> Option<ServiceValue> {
+        self.tables.look("VIPS", VipKey { vni, addr })
+    }
+
+    pub(super) fn veth(&self, ifindex: u32) -> Option<VethValue> {
+        self.tables.look("VETHS", ifindex)
+    }
+
+    pub(super) fn flow(&self, table: FlowTable, key: FlowKey) -> Option<FlowValue> {
+        let map = match table {
+            FlowTable::Established => "FLOWS",
+            FlowTable::Beginning => "SYN_FLOWS",
+            FlowTable::Udp => "UDP_FLOWS",
+        };
+        self.tables.look(map, key)
+    }
+
+    pub(super) fn vip_flow(&self, key: VipFlowKey) -> Option<VipFlowValue> {
+        self.tables.look("VIP_FLOWS", key)
+    }
+
+    /// Who keeps the probe's flow though no slot names it.
+    pub(super) fn pin(&self) -> Option<PinValue> {
+        let Probe { proto, .. } = self.probe;
+        let key = PinKey {
+            client: self.probe.src_addr(),
+            node_addr: self.probe.dst_addr(),
+            client_port: self.probe.src_port(),
+            published: self.probe.dst_port(),
+            proto,
+            _pad: 0,
+            _pad2: 0,
+        };
+        self.tables.look("PINS", key)
+    }
+}
