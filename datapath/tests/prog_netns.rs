@@ -4,141 +4,14 @@ mod common;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     time::Instant,
 };
 
-use common::{cluster::*, *};
-use dataplane_abi::{Be32, NodeConfig, RingSlot, ServiceValue};
+use common::{cluster::*, two_nodes::*, *};
+use dataplane_abi::Be32;
 
-const NODE_A: Be32 = ip(192, 0, 2, 1);
-const NODE_B: Be32 = ip(192, 0, 2, 2);
-const CLIENT: Be32 = ip(192, 0, 2, 9);
-const VIP: Be32 = ip(10, 0, 1, 2);
 const MIB: usize = 1 << 20;
-/// Counters of the frontend.
-const FRONT: u32 = 200;
-
-/// Tasks 11 and 12 on node A, 21 on node B.
-struct Cluster {
-    a: Host,
-    b: Host,
-    client: common::Namespace,
-    switch: Switch,
-}
-
-impl Cluster {
-    fn new() -> Self {
-        let switch = Switch::new();
-        let mut a = switch.node(NODE_A);
-        let mut b = switch.node(NODE_B);
-        a.add_task(11, ip(10, 0, 1, 11));
-        a.add_task(12, ip(10, 0, 1, 12));
-        b.add_task(21, ip(10, 0, 1, 21));
-        introduce(&mut [&mut a, &mut b]);
-        Self {
-            client: switch.client(CLIENT),
-            a,
-            b,
-            switch,
-        }
-    }
-
-    fn hosts(&mut self) -> [&mut Host; 2] {
-        [&mut self.a, &mut self.b]
-    }
-
-    /// A service on VIP with one slot over tasks 11, 12 and 21, in this order, on each node.
-    fn vip(&mut self, base: u32, slots: &[RingSlot]) {
-        let places = self.places();
-        for host in self.hosts() {
-            let backends: Vec<_> = places
-                .iter()
-                .map(|&(node, endpoint, overlay, _)| {
-                    backend(endpoint, vtep_seen_from(host, node), overlay)
-                })
-                .collect();
-            let service = host.node.service(base, FRONT, 0, &backends, slots);
-            host.node.vip(VNI, VIP, service);
-        }
-    }
-
-    /// Publishes 8080 -> 80 over the same backends, on each node.
-    fn publish(&mut self, base: u32, slots: &[RingSlot]) {
-        let places = self.places();
-        for host in self.hosts() {
-            let backends: Vec<_> = places
-                .iter()
-                .map(|&(node, endpoint, _, gateway)| {
-                    let vtep = vtep_seen_from(host, node);
-                    backend(endpoint, vtep, if vtep.is_zero() { gateway } else { node })
-                })
-                .collect();
-            for &(node, endpoint, _, gateway) in &places {
-                if node == host.addr {
-                    host.node.target(endpoint, gateway, 80, TCP);
-                    host.node.target(endpoint, gateway, 80, UDP);
-                }
-            }
-            let service: ServiceValue = host.node.service(base, FRONT, 80, &backends, slots);
-            host.node.publish(8080, TCP, service);
-            host.node.publish(8080, UDP, service);
-        }
-    }
-
-    /// Tells each node that the stream's flow is at one of the backends above.
-    fn pin(&mut self, stream: &TcpStream, backend: u16) {
-        let (node, endpoint, ..) = self.places()[usize::from(backend)];
-        let [client, frontend] = [stream.local_addr(), stream.peer_addr()].map(|addr| {
-            let SocketAddr::V4(addr) = addr.unwrap() else {
-                unreachable!("the test speaks IPv4");
-            };
-            (Be32::from(*addr.ip()), addr.port())
-        });
-        for host in self.hosts() {
-            let vtep = vtep_seen_from(host, node);
-            host.node.pin(client, frontend, endpoint, vtep);
-        }
-    }
-
-    fn set_unsettled_until(&mut self, at: u64) {
-        for host in self.hosts() {
-            let config: NodeConfig = host.node.array("CONFIG").get(&0, 0).unwrap();
-            host.node.configure(NodeConfig {
-                unsettled_until: at,
-                ..config
-            });
-        }
-    }
-
-    fn dropped(&mut self, reason: &str) -> u64 {
-        let hosts = self.hosts().into_iter();
-        hosts
-            .map(|host| host.node.drops().get(reason).copied().unwrap_or(0))
-            .sum()
-    }
-
-    fn places(&self) -> Vec<(Be32, u32, Be32, Be32)> {
-        [&self.a, &self.b]
-            .iter()
-            .flat_map(|host| {
-                host.tasks
-                    .iter()
-                    .map(|t| (host.addr, t.endpoint, t.overlay, t.gateway))
-            })
-            .collect()
-    }
-
-    fn assert_no_drops(&mut self) {
-        for host in self.hosts() {
-            assert!(host.node.drops().is_empty(), "{:?}", host.node.drops());
-        }
-    }
-}
-
-fn vtep_seen_from(host: &Host, node: Be32) -> Be32 {
-    if host.addr == node { Be32::ZERO } else { node }
-}
 
 #[track_caller]
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -148,11 +21,6 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
-
-/// Index of a backend in the services above.
-const ON_A: u16 = 0;
-const ON_A_2: u16 = 1;
-const ON_B: u16 = 2;
 
 #[track_caller]
 fn assert_came_from(server: &EchoServer, addr: Be32) {

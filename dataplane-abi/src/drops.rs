@@ -72,6 +72,10 @@ drop_reasons! {
     TooBig = 22 => "too-big",
     /// A task sends to another one of its node by the gateway bridge, past published ports.
     Isolated = 23 => "isolated",
+    /// An ICMP error about a flow of a published port or a VIP that nobody knows.
+    IcmpUnknownFlow = 24 => "icmp-unknown-flow",
+    /// ICMP in the mesh that is no error about TCP or UDP, or quotes too little of its cause.
+    BadIcmp = 25 => "bad-icmp",
     /// A packet in the middle of a TCP connection for which no backend has a flow or a socket.
     UnknownFlow = 35 => "unknown-flow",
     /// A packet of a TCP connection that is not known here, moments after a change of backends: sent again,

@@ -81,6 +81,25 @@ impl<'a> Visit<'a> {
         self.resume(skb, &key)
     }
 
+    /// Whether the endpoint has the packet's flow, and by what the packet was sent to.
+    #[inline(always)]
+    pub fn is_known(&self, skb: Skb) -> bool {
+        let key = self.key();
+        let is_tcp = self.packet.proto == PROTO_TCP;
+        let flow = match is_tcp {
+            true => get(&FLOWS, &key).or_else(|| get(&SYN_FLOWS, &key)),
+            false => get(&UDP_FLOWS, &key),
+        };
+        if let Some(flow) = flow {
+            return self.is_live(flow) && self.is_same_frontend(flow);
+        }
+        is_tcp
+            && matches!(
+                task_socket::find(skb, self.local, &key),
+                TaskSocket::Connected | TaskSocket::HalfOpen
+            )
+    }
+
     /// The flow as the task's replies name it.
     #[inline(always)]
     fn key(&self) -> FlowKey {

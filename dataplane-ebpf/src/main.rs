@@ -26,11 +26,13 @@ mod flow;
 mod guard;
 mod maps;
 mod mesh;
+mod mesh_error;
 mod mss;
 mod next_hop;
 mod overlay;
 mod owner;
 mod packet;
+mod quote;
 mod redirect;
 mod refuse;
 mod reset;
@@ -40,6 +42,7 @@ mod socket;
 mod task_socket;
 mod too_big;
 mod vip;
+mod vip_error;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

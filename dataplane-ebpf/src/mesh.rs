@@ -105,7 +105,7 @@ pub fn refuse(
 }
 
 #[inline(always)]
-fn local(endpoint: u32) -> Option<&'static LocalEndpoint> {
+pub fn local(endpoint: u32) -> Option<&'static LocalEndpoint> {
     // SAFETY: a value removed meanwhile is not reused before this CPU has long read it.
     unsafe { LOCAL.get(endpoint) }
 }
@@ -129,7 +129,7 @@ fn into_task(
 
 /// The time to live behind this node, as a router sets it.
 #[inline(always)]
-fn routed_ttl(packet: &Packet) -> Result<u8, DropReason> {
+pub fn routed_ttl(packet: &Packet) -> Result<u8, DropReason> {
     if packet.ttl <= 1 {
         return Err(DropReason::TtlExpired);
     }
@@ -151,7 +151,7 @@ pub fn forward(
 }
 
 #[inline(always)]
-fn hand_on(
+pub fn hand_on(
     skb: Skb,
     config: &NodeConfig,
     packet: &Packet,

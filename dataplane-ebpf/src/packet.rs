@@ -71,6 +71,12 @@ impl Bytes {
         self.read::<u16>(12).map(Be16::from_raw)
     }
 
+    /// IPv4's, behind an Ethernet header that says so.
+    #[inline(always)]
+    pub fn proto(self) -> Result<u8, DropReason> {
+        self.read::<u8>(ETH_LEN + 9)
+    }
+
     #[inline(always)]
     pub fn mac_dst(self) -> Result<Mac, DropReason> {
         self.read::<[u16; 3]>(0).map(Mac)
@@ -178,6 +184,26 @@ impl Packet {
             }
         }
         Ok(packet)
+    }
+
+    /// Some packet of an established flow, to look the flow up with.
+    #[inline(always)]
+    pub fn of_flow(proto: u8, from: (Be32, Be16), to: (Be32, Be16)) -> Self {
+        Self {
+            src: from.0,
+            dst: to.0,
+            checksum: 0,
+            total_len: 0,
+            fragment: 0,
+            tos: 0,
+            ttl: 0,
+            proto,
+            tcp_flags: TCP_ACK,
+            l4_len: 0,
+            l4: 0,
+            src_port: from.1,
+            dst_port: to.1,
+        }
     }
 
     /// TCP or UDP, and not a later fragment.

@@ -6,7 +6,7 @@ use dataplane_abi::{Be32, DropReason, NodeConfig, VethValue, net::task_mac};
 use crate::{
     count,
     packet::{Mac, Packet},
-    redirect, reset,
+    quote, redirect, reset,
     skb::{Skb, Verdict},
     too_big,
 };
@@ -26,7 +26,7 @@ pub fn refuse(
     send: impl FnOnce() -> Result<Verdict, DropReason>,
 ) -> Result<Verdict, DropReason> {
     let volume = skb.volume();
-    let turned = if reason == DropReason::TooBig {
+    let turned = if reason == DropReason::TooBig && !quote::is_error(skb, packet) {
         too_big::turn_round(skb, config, packet, router)
     } else if reset::is_due(packet, reason) {
         reset::turn_round(skb, packet)

@@ -7,7 +7,7 @@ use dataplane_abi::{DropReason, FLOW_BRIDGED, VethValue};
 use crate::{
     arp, bridge, flow, guard,
     maps::VETHS,
-    mesh,
+    mesh, mesh_error,
     packet::{Bytes, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac, Packet},
     service,
     skb::{Skb, Verdict},
@@ -52,6 +52,9 @@ fn ipv4(skb: Skb, bytes: Bytes, veth: &VethValue) -> Result<Verdict, DropReason>
             return mesh::reply(skb, config, &packet, flow);
         }
         return bridge::reply(&packet, flow);
+    }
+    if let Some(outcome) = mesh_error::reply(skb, config, &packet) {
+        return outcome;
     }
     bridge::admit(config, bytes, &packet)
 }

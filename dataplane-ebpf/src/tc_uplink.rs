@@ -8,7 +8,7 @@ use crate::{
     entry::Entry,
     guard,
     mesh::{self, Arrival},
-    service,
+    mesh_error, service,
     skb::{Skb, Verdict},
 };
 
@@ -30,7 +30,10 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
         guard::not_of_gateway_network(config, bytes)?;
     }
     let Some(entry) = Entry::find(bytes) else {
-        return Ok(TC_ACT_UNSPEC);
+        return match mesh_error::find(skb, bytes) {
+            Some(found) => found.enter(skb, config?),
+            None => Ok(TC_ACT_UNSPEC),
+        };
     };
     let config = config?;
     let mut arrival = Arrival {

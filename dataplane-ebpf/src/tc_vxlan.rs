@@ -15,8 +15,8 @@ use crate::{
     entry, guard,
     maps::PEERS,
     mesh::{self, Arrival},
-    overlay,
-    packet::{Bytes, ETHERTYPE_IPV4, Packet},
+    mesh_error, overlay,
+    packet::{Bytes, ETHERTYPE_IPV4, PROTO_ICMP, Packet},
     service,
     skb::{Skb, Verdict},
 };
@@ -93,13 +93,16 @@ fn mesh(
             entry => entry,
         }
     };
-    let published = entry::published(packet.dst, packet.dst_port, packet.proto)
-        .ok_or(DropReason::NotPublished)?;
     let arrival = Arrival {
         endpoint: mac_suffix(dst),
         entry,
         second_hop: kind == Kind::SecondHop,
     };
+    if packet.proto == PROTO_ICMP {
+        return mesh_error::deliver(skb, config, packet, arrival);
+    }
+    let published = entry::published(packet.dst, packet.dst_port, packet.proto)
+        .ok_or(DropReason::NotPublished)?;
     mesh::deliver(skb, config, packet, published, arrival)
         .or_else(|reason| mesh::refuse(skb, config, packet, arrival, reason))
 }

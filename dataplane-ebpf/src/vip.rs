@@ -13,9 +13,10 @@ use crate::{
     count,
     maps::{ENDPOINTS, VIP_FLOWS, VIPS},
     packet::{Mac, PROTO_ICMP, Packet},
+    quote::Quote,
     redirect, refuse, service,
     skb::{Skb, Verdict},
-    too_big,
+    too_big, vip_error,
 };
 
 #[inline(always)]
@@ -34,6 +35,9 @@ pub fn outbound(
     vip: &ServiceValue,
 ) -> Result<Verdict, DropReason> {
     if packet.proto == PROTO_ICMP && !packet.is_fragment() {
+        if let Some(quote) = Quote::of(skb, packet) {
+            return vip_error::outbound(skb, config, veth, packet, vip, &quote);
+        }
         return echo(skb, veth, packet, vip);
     }
     if packet.is_later_fragment() {
@@ -80,6 +84,17 @@ pub fn outbound(
         // The task would refuse a packet from itself: it sees the VIP as its peer.
         return into_self(skb, packet, packet.dst, veth.addr, veth);
     }
+    to_backend(skb, config, veth, packet, backend)
+}
+
+#[inline(always)]
+pub fn to_backend(
+    skb: Skb,
+    config: &NodeConfig,
+    veth: &VethValue,
+    packet: &Packet,
+    backend: &BackendValue,
+) -> Result<Verdict, DropReason> {
     skb.set_ip(packet, packet.src, backend.addr, packet.ttl)?;
     skb.set_macs(Mac::new(backend.mac), Mac::new(veth.mac))?;
     if !backend.vtep.is_zero() {
@@ -141,6 +156,25 @@ fn backend_of_flow(
     Ok((backend, true))
 }
 
+/// The backend that is known to have the flow of `packet`, which goes towards the VIP.
+#[inline(always)]
+pub fn known_backend(
+    config: &NodeConfig,
+    veth: &VethValue,
+    packet: &Packet,
+    vip: &ServiceValue,
+) -> Option<&'static BackendValue> {
+    let slot = service::slot(vip, packet.hash(config.ring_seed)).ok()?;
+    let has_flow = |backend: &&BackendValue| {
+        let key = flow_key(veth.vni, packet.src, packet.src_port, backend.addr, packet);
+        // SAFETY: as in `is_hairpin_reply`.
+        let flow = VIP_FLOWS.get_ptr(key).map(|flow| unsafe { (*flow).vip });
+        flow == Some(packet.dst)
+    };
+    let now = service::backend(vip, slot.now).ok().filter(has_flow);
+    now.or_else(|| service::backend(vip, slot.before).ok().filter(has_flow))
+}
+
 /// A flow to a VIP as the backend replies. `packet` goes towards the VIP.
 #[inline(always)]
 fn flow_key(
@@ -165,7 +199,7 @@ fn flow_key(
 
 /// The flow to a VIP that this packet, on its way to a client, is a reply of.
 #[inline(always)]
-fn flow_of_reply(vni: u32, client: Be32, packet: &Packet) -> Option<*mut VipFlowValue> {
+pub fn flow_of_reply(vni: u32, client: Be32, packet: &Packet) -> Option<*mut VipFlowValue> {
     VIP_FLOWS.get_ptr_mut(VipFlowKey {
         vni,
         client,
@@ -181,7 +215,7 @@ fn flow_of_reply(vni: u32, client: Be32, packet: &Packet) -> Option<*mut VipFlow
 
 /// Whether the task answers itself: its reply goes to the VIP, as which it saw its peer.
 #[inline(always)]
-fn is_hairpin_reply(veth: &VethValue, packet: &Packet) -> bool {
+pub fn is_hairpin_reply(veth: &VethValue, packet: &Packet) -> bool {
     let Some(flow) = flow_of_reply(veth.vni, veth.addr, packet) else {
         return false;
     };
@@ -202,7 +236,13 @@ pub fn inbound(
     client: &EndpointValue,
     packet: &Packet,
 ) -> Result<(), DropReason> {
-    if client.flags & ENDPOINT_HAS_VIP_FLOWS == 0 || !packet.has_ports() {
+    if client.flags & ENDPOINT_HAS_VIP_FLOWS == 0 {
+        return Ok(());
+    }
+    if packet.proto == PROTO_ICMP {
+        return vip_error::inbound(skb, vni, packet);
+    }
+    if !packet.has_ports() {
         return Ok(());
     }
     let Some(flow) = flow_of_reply(vni, packet.dst, packet) else {
@@ -219,7 +259,7 @@ pub fn inbound(
 
 /// Back into the task that sent the packet.
 #[inline(always)]
-fn into_self(
+pub fn into_self(
     skb: Skb,
     packet: &Packet,
     src: Be32,

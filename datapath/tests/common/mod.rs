@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod netns;
 pub mod packets;
+pub mod two_nodes;
 
 use std::collections::BTreeMap;
 

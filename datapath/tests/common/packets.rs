@@ -375,6 +375,38 @@ impl IcmpError {
         }
     }
 
+    /// From a router on the way of `about`, to its sender, quoting so many of its bytes.
+    pub fn about(about: &Frame, router: Be32, (kind, code): (u8, u8), quoted: usize) -> Self {
+        let packet = &about.bytes()[14..];
+        Self {
+            dst_mac: HOST_MAC,
+            src_mac: ROUTER_MAC,
+            src: router,
+            dst: about.src,
+            ttl: 64,
+            tos: 0xc0,
+            id: 0x4321,
+            kind,
+            code,
+            rest: 1300,
+            quote: packet[..quoted.min(packet.len())].to_vec(),
+        }
+    }
+
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    pub fn src(mut self, src: Be32) -> Self {
+        self.src = src;
+        self
+    }
+
+    pub fn mesh(self, kind: Kind, endpoint: u32, from: Be32) -> Self {
+        self.macs(kind.mac(endpoint), task_mac(from))
+    }
+
     pub fn macs(mut self, dst: [u8; 6], src: [u8; 6]) -> Self {
         self.dst_mac = dst;
         self.src_mac = src;
