@@ -4,9 +4,13 @@ mod node;
 
 use std::{
     fs,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
+use aya::maps::PerCpuArray;
+use dataplane_abi::{DropCounter, DropReason};
 use node::{Pins, ifindex, in_namespace, ip, tcx, veth};
 use swarmnet_datapath::{Datapath, DatapathError, UplinkMode};
 
@@ -378,5 +382,73 @@ fn pins_and_socket_hooks_that_were_removed_are_made_again() {
         let mut datapath = pins.open();
         assert_eq!(pins.links(), links);
         assert_eq!(ensure(&mut datapath), [""; 0]);
+    });
+}
+
+/// A frame that the uplink's program drops and counts: it claims to come from the tasks' network.
+fn marked_frame(to: [u8; 6]) -> Vec<u8> {
+    let mut frame = vec![0; 14 + 20];
+    frame[..6].copy_from_slice(&to);
+    frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+    frame[17] = 20;
+    frame[22..24].copy_from_slice(&[64, 17]);
+    frame[26..30].copy_from_slice(&[172, 18, 0, 9]);
+    frame[30..34].copy_from_slice(&[192, 168, 0, 1]);
+    frame
+}
+
+fn drops(pins: &Pins, reason: DropReason) -> u64 {
+    let drops = PerCpuArray::<_, DropCounter>::try_from(pins.map("DROPS")).unwrap();
+    let values = drops.get(&(reason as u32), 0).unwrap();
+    values.iter().map(|counter| counter.packets).sum()
+}
+
+/// Packets come without pause while one build after the other takes over: each meets one program.
+#[test]
+fn no_packet_meets_a_hook_without_a_program_or_with_two() {
+    in_namespace(|pins| {
+        let index = veth("uplink");
+        for end in ["uplink", "uplinkp"] {
+            ip(&format!("link set {end} up"));
+        }
+        let mut datapath = pins.open();
+        datapath.sync(&node::view(), &node::local(&[])).unwrap();
+        datapath.attach_uplink(index).unwrap();
+        let (links, mut programs) = (pins.links(), vec![tcx("uplink")]);
+
+        let (socket, frame) = (node::raw_socket("uplinkp"), marked_frame([2; 6]));
+        let done = AtomicBool::new(false);
+        let sent = thread::scope(|scope| {
+            let stream = scope.spawn(|| {
+                let mut sent = 0;
+                while !done.load(Ordering::Relaxed) {
+                    sent += u64::from(node::send(&socket, &frame));
+                }
+                sent
+            });
+            for build in 0..5u64 {
+                drop(datapath);
+                let program = pins.program("sn_tc_uplink");
+                let ours = program.parent().unwrap();
+                fs::rename(ours, ours.with_file_name(format!("{build:016x}"))).unwrap();
+                datapath = pins.open();
+                datapath.attach_uplink(index).unwrap();
+                assert_eq!(pins.links(), links, "the link is the same");
+                programs.push(tcx("uplink"));
+            }
+            done.store(true, Ordering::Relaxed);
+            stream.join().unwrap()
+        });
+        programs.dedup();
+        assert_eq!(programs.len(), 6, "each build has a program of its own");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while drops(pins, DropReason::ForgedTaskAddress) != sent {
+            let counted = drops(pins, DropReason::ForgedTaskAddress);
+            assert!(
+                Instant::now() < deadline,
+                "{counted} of {sent} met a program"
+            );
+        }
+        assert!(sent > 1000, "{sent} packets are no stream");
     });
 }

@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use aya::programs::XdpMode;
 use common::{cluster::*, two_nodes::*, *};
 use dataplane_abi::Be32;
 
@@ -130,11 +131,20 @@ fn mesh_reaches_a_remote_backend_with_the_clients_address_kept() {
 }
 
 #[test]
-fn xdp_forwards_to_remote_backends_without_the_stack() {
+fn native_xdp_forwards_to_remote_backends_without_the_stack() {
+    xdp_forwards_without_the_stack(XdpMode::Driver);
+}
+
+#[test]
+fn generic_xdp_forwards_to_remote_backends_without_the_stack() {
+    xdp_forwards_without_the_stack(XdpMode::Skb);
+}
+
+fn xdp_forwards_without_the_stack(mode: XdpMode) {
     let mut cluster = Cluster::new();
     cluster.publish(0, &[slot(ON_B, ON_B)]);
     let _napi = cluster.switch.enable_napi(NODE_A);
-    cluster.a.attach_xdp();
+    cluster.a.attach_xdp(mode);
     cluster.client.finish_checksums("up0");
     // A known neighbour: what is not known yet goes by tc.
     let mac = cluster

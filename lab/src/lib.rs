@@ -10,10 +10,12 @@ pub mod meter;
 mod node;
 pub mod progress;
 mod wait;
+mod xdp_pass;
 
 use std::{
     fs,
     net::Ipv4Addr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -69,6 +71,8 @@ pub struct Lab {
     nodes: Vec<Node>,
     client: Host,
     keep: bool,
+    /// Keeps the switch's ports polling, while this process lives.
+    _polling: Vec<OwnedFd>,
 }
 
 impl Lab {
@@ -102,6 +106,7 @@ impl Lab {
             plug(&spec, &client, CLIENT)?;
         }
         Ok(Self {
+            _polling: poll_ports(&spec)?,
             spec,
             nodes,
             client,
@@ -335,14 +340,25 @@ fn plug(spec: &LabSpec, host: &Host, number: u8) -> Result<()> {
     let plugged = ["link", "set", port.as_str(), "master", "br0", "up"];
     run(Command::new("ip").args(["-n", &switch]).args(plugged))?;
     if spec.uplink_mode == "xdp" {
-        // What XDP sends out of a veth is taken only by a peer that polls (NAPI), as one with GRO.
-        run(Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{switch}"))
-            .args(["ethtool", "-K", &port, "gro", "on"]))?;
         // A veth's sender leaves checksums to a NIC that never comes; XDP cannot see that.
         host.run("ethtool", &["-K", "eth0", "tx", "off"])?;
     }
     set_up(host, number)
+}
+
+/// Makes the switch's ports take what XDP sends out of the nodes.
+fn poll_ports(spec: &LabSpec) -> Result<Vec<OwnedFd>> {
+    if spec.wiring != Wiring::Switch || spec.uplink_mode != "xdp" {
+        return Ok(Vec::new());
+    }
+    let name = switch_name(spec);
+    let switch = Host::at(&name, Path::new("/run/netns").join(&name));
+    let attach = |number| xdp_pass::attach(&format!("p{number}"));
+    switch.within(|| {
+        let ports = (1..=spec.nodes).map(attach);
+        let ports: std::io::Result<_> = ports.collect();
+        ports.context("cannot attach an XDP program to the switch's ports")
+    })
 }
 
 fn set_up(host: &Host, number: u8) -> Result<()> {

@@ -15,8 +15,6 @@ fn client_outside_reaches_one_replica_through_every_node_and_is_seen() -> Result
 }
 
 #[test]
-#[ignore = "XDP_TX between the lab's veths loses connections in some runs, for a reason not yet \
-            found; datapath/tests/prog_netns.rs shows the program on live links"]
 fn xdp_at_the_entry_gives_the_same_answers() -> Result<()> {
     published_port_answers_everywhere("xdp")
 }

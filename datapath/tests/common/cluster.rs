@@ -140,10 +140,10 @@ impl Host {
         });
     }
 
-    pub fn attach_xdp(&mut self) {
+    pub fn attach_xdp(&mut self, mode: XdpMode) {
         let program: &mut Xdp = program(&mut self.node.ebpf, "sn_xdp_uplink");
         self.namespace
-            .run(|| program.attach("up0", XdpMode::Driver).map(drop))
+            .run(|| program.attach("up0", mode).map(drop))
             .unwrap();
     }
 

@@ -338,3 +338,25 @@ pub fn attach_of_another_build(pins: &Pins, name: &str, interface: &str) -> aya:
         .expect("it attaches");
     object
 }
+
+/// Sends frames as they are out of an interface of the calling thread's namespace.
+pub fn raw_socket(interface: &str) -> OwnedFd {
+    // SAFETY: no pointers; zero is a value of the address, which lives until the calls return.
+    unsafe {
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        let mut at: libc::sockaddr_ll = std::mem::zeroed();
+        at.sll_family = libc::AF_PACKET as u16;
+        at.sll_ifindex = ifindex(interface) as i32;
+        let bound = libc::bind(fd, (&raw const at).cast(), size_of_val(&at) as u32);
+        assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+/// Whether the kernel took the frame.
+pub fn send(socket: &OwnedFd, frame: &[u8]) -> bool {
+    // SAFETY: the frame lives until the call returns, and its length is passed.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+    sent == frame.len() as isize
+}
