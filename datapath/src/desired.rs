@@ -107,7 +107,8 @@ pub fn desired(view: &NodeView, local: &LocalState) -> Result<Desired, DesiredEr
     let mut desired = Desired {
         config: config(cluster, own, local),
         peers: peers(view, local),
-        node_addrs: local.node_addrs.iter().copied().collect(),
+        // The programs take it for one of them without a look.
+        node_addrs: local.node_addrs.iter().copied().chain([own.vtep]).collect(),
         ..Desired::default()
     };
     projection.endpoints(&mut desired);

@@ -392,6 +392,20 @@ fn assert_refuses(node: &mut Node, frame: &Frame, reason: DropReason) {
 }
 
 #[test]
+fn every_address_of_the_node_answers_and_no_other() {
+    let mut node = node_with_remote_backend(TCP);
+    let (other, foreign) = (ip(192, 0, 2, 77), ip(192, 0, 2, 78));
+    node.node_addr(other);
+    // The tunnel address needs no entry of its own.
+    node.hash::<Be32, u32>("NODE_ADDRS").remove(&NODE).ok();
+    for dst in [NODE, other] {
+        let outcome = node.run_tc("sn_tc_uplink", &syn().dst(dst).bytes());
+        assert_eq!(outcome.verdict, TC_ACT_REDIRECT, "drops {:?}", node.drops());
+    }
+    node.assert_passes("sn_tc_uplink", &syn().dst(foreign).bytes());
+}
+
+#[test]
 fn service_without_backend_refuses_with_reason() {
     let _netns = with_route();
     let mut node = node();

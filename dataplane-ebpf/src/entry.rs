@@ -91,7 +91,9 @@ fn addressed(addr: Be32, port: Be16, proto: u8) -> Option<u32> {
     unsafe { ADDRESSED.get(key) }.copied()
 }
 
+/// The tunnel address is one of the node's, and the one that most packets are for: comparing it saves
+/// them the look-up, which costs as much as all that follows.
 #[inline(always)]
 pub fn is_node_addr(addr: Be32) -> bool {
-    NODE_ADDRS.get_ptr(addr).is_some()
+    service::config().is_ok_and(|config| config.vtep == addr) || NODE_ADDRS.get_ptr(addr).is_some()
 }
