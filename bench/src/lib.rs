@@ -36,6 +36,6 @@ pub struct Parts {
     /// Objects of other balancers.
     pub peers: Vec<PathBuf>,
     pub peer_program: Option<String>,
-    /// Our own object of another build.
-    pub before: Option<PathBuf>,
+    /// Our own object of other builds.
+    pub before: Vec<PathBuf>,
 }

@@ -28,7 +28,7 @@ struct Args {
     peer_program: Option<String>,
     /// Our own object (target/bpf/swarmnet.o) as it was before a change, measured beside.
     #[arg(long, value_name = "PATH")]
-    before: Option<PathBuf>,
+    before: Vec<PathBuf>,
     /// Where `cargo xtask bench` put what it built.
     #[arg(long, hide = true)]
     root: PathBuf,

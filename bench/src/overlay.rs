@@ -99,10 +99,8 @@ fn task(lab: &Lab, node: usize, name: &str, command: &[&str]) -> Result<lab::Run
 /// The peer of VIPs: a rule for connections that the host opens.
 fn translate(host: &Host, to: Ipv4Addr) -> Result<()> {
     let rules = format!(
-        "table ip swarmnet_bench {{ chain output {{
-            type nat hook output priority dstnat;
-            ip daddr {DNAT_ADDR} dnat to {to}
-        }} }}"
+        "table ip swarmnet_bench {{\n chain output {{\n type nat hook output priority dstnat;\n \
+         ip daddr {DNAT_ADDR} dnat to {to}\n }}\n }}\n"
     );
     let mut nft = host.command("nft")?;
     let mut nft = nft

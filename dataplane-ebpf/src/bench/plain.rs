@@ -22,7 +22,9 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-const VIPS: u32 = 128;
+const VIPS: u32 = 512;
+/// Fewer than VIPs: those of TCP and UDP share one.
+const RINGS: u32 = 128;
 const RING: u32 = 65_537;
 const REALS: u32 = 4_096;
 
@@ -54,7 +56,7 @@ struct Real {
 #[map(name = "vip_map")]
 static VIP_MAP: HashMap<Vip, Meta> = HashMap::with_max_entries(VIPS, 0);
 #[map(name = "ch_rings")]
-static CH_RINGS: Array<u32> = Array::with_max_entries(VIPS * RING, 0);
+static CH_RINGS: Array<u32> = Array::with_max_entries(RINGS * RING, 0);
 #[map(name = "reals")]
 static REALS_MAP: Array<Real> = Array::with_max_entries(REALS, 0);
 /// First entry: MAC of the next hop.
