@@ -9,6 +9,8 @@ use crate::netns::Netns;
 
 /// How long a stop waits for connections that stay open.
 pub const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How long the kernel may take to deliver what an ended task had sent.
+pub const LAST_BYTES_MAX: Duration = Duration::from_secs(2);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -19,28 +21,39 @@ const FIN_WAIT1: u8 = 4;
 const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
+const CLOSING: u8 = 11;
 
 /// Waits until no connection to a port on which the task listens is open, or for [`DRAIN_MAX`].
 /// Returns how many were open at the end. Connections that the task opened itself do not count.
 pub async fn connections_end(netns: &Netns) -> usize {
-    let deadline = Instant::now() + DRAIN_MAX;
+    none_left(netns, DRAIN_MAX, count_served).await
+}
+
+/// Waits until the peers of an ended task have acknowledged all that it sent, or for
+/// [`LAST_BYTES_MAX`]. Its connections would end with a RST when its namespace goes.
+pub async fn last_bytes_leave(netns: &Netns) {
+    none_left(netns, LAST_BYTES_MAX, count_unacknowledged).await;
+}
+
+async fn none_left(netns: &Netns, time: Duration, count: fn(&str) -> usize) -> usize {
+    let deadline = Instant::now() + time;
     let mut look = interval(LOOK);
     loop {
         look.tick().await;
-        let open = open_connections(netns);
-        if open == 0 || Instant::now() >= deadline {
-            return open;
+        let left = sockets(netns).map_or(0, |table| count(&table));
+        if left == 0 || Instant::now() >= deadline {
+            return left;
         }
     }
 }
 
-fn open_connections(netns: &Netns) -> usize {
+/// `None` for a namespace that cannot be read: it holds up no stop.
+fn sockets(netns: &Netns) -> Option<String> {
     let tables = netns.run(|| {
         let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
         Ok(read("tcp")? + &read("tcp6").unwrap_or_default())
     });
-    // A namespace that cannot be read holds up no stop.
-    tables.map_or(0, |tables| count_served(&tables))
+    tables.ok()
 }
 
 fn count_served(table: &str) -> usize {
@@ -60,6 +73,13 @@ fn count_served(table: &str) -> usize {
         .iter()
         .filter(|(port, state)| is_open(*state) && served.contains(port))
         .count()
+}
+
+fn count_unacknowledged(table: &str) -> usize {
+    let is_unacknowledged =
+        |(_, state): &(u16, u8)| matches!(*state, FIN_WAIT1 | CLOSING | LAST_ACK);
+    let sockets = table.lines().filter_map(parse);
+    sockets.filter(is_unacknowledged).count()
 }
 
 /// Local port and state of a line of `/proc/net/tcp`:
@@ -88,6 +108,18 @@ mod tests {
    3: 020012AC:C350 0900000A:1538 01 00000000:00000000 00:00000000 00000000     0
 ";
         assert_eq!(count_served(table), 1);
+    }
+
+    #[test]
+    fn only_connections_closed_with_bytes_on_their_way_count_in_the_end() {
+        let table = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid
+   0: 020012AC:0050 644DA8C0:9C40 04 00000001:00000000 00:00000000 00000000     0
+   1: 020012AC:0050 644DA8C0:9C41 05 00000000:00000000 00:00000000 00000000     0
+   2: 020012AC:0050 644DA8C0:9C42 09 00000001:00000000 00:00000000 00000000     0
+   3: 020012AC:0050 644DA8C0:9C43 06 00000000:00000000 00:00000000 00000000     0
+";
+        assert_eq!(count_unacknowledged(table), 2);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use crate::{
     drain,
     gateway::GatewayPool,
-    netns::Netns,
+    netns::{Netns, NetnsError},
     network::{self, NetworkPaths, NetworkRecord},
 };
 
@@ -284,6 +284,10 @@ impl Runner {
                 () = self.drain() => self.stop().await,
             },
         };
+        // With the report the endpoint goes from everybody's tables, and the namespace after it.
+        if let Ok(netns) = self.netns() {
+            drain::last_bytes_leave(&netns).await;
+        }
         match exit {
             Ok(exit) => self.report_exit(&exit).await,
             Err(err) => {
@@ -302,13 +306,17 @@ impl Runner {
     /// The managers let a task be stopped once every node knows that it drains; what is left are
     /// connections that were open by then.
     async fn drain(&self) {
-        let Ok(netns) = Netns::open(&self.context.paths.netns(self.task.id)) else {
+        let Ok(netns) = self.netns() else {
             return;
         };
         let open = drain::connections_end(&netns).await;
         if open > 0 {
             info!(task.id = %self.task.id, task.connections = open, "stopped with open connections");
         }
+    }
+
+    fn netns(&self) -> Result<Netns, NetnsError> {
+        Netns::open(&self.context.paths.netns(self.task.id))
     }
 
     async fn stop(&self) -> Result<Exit, ExecError> {

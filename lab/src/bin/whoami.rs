@@ -68,8 +68,8 @@ fn serve(port: u16) -> io::Result<()> {
                 });
             }
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                let stops = readable(&tcp)?.stops;
-                if stops && OPEN.load(Ordering::SeqCst) == 0 {
+                let ready = readable(&tcp)?;
+                if ready.stops && !ready.input && OPEN.load(Ordering::SeqCst) == 0 {
                     return Ok(());
                 }
             }
@@ -112,10 +112,7 @@ fn readable(input: &impl AsFd) -> io::Result<Readable> {
         fds.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
         timeout = PollTimeout::NONE;
     }
-    match poll(&mut fds, timeout) {
-        Err(nix::errno::Errno::EINTR) => {}
-        outcome => drop(outcome?),
-    }
+    poll_again(&mut fds, timeout)?;
     Ok(Readable {
         input: fds[0].any().unwrap_or_default(),
         stops: is_readable(stop)?,
@@ -124,7 +121,17 @@ fn readable(input: &impl AsFd) -> io::Result<Readable> {
 
 fn is_readable(event: &EventFd) -> io::Result<bool> {
     let mut fds = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
-    Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
+    Ok(poll_again(&mut fds, PollTimeout::ZERO)? > 0)
+}
+
+/// The word to stop is a signal, which some thread's `poll` is interrupted by.
+fn poll_again(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<i32> {
+    loop {
+        match poll(fds, timeout) {
+            Err(nix::errno::Errno::EINTR) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 fn line(client: SocketAddr) -> String {
