@@ -1,6 +1,8 @@
 //! Rows for `swarmnet inspect`: what the kernel's maps hold now, with the names that the view has for
 //! it. What the view does not know is shown as the number that it is.
 
+mod flows;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -14,7 +16,7 @@ use dataplane_abi::{
 use model::{
     EndpointId,
     feed::{EndpointView, NetworkView, NodeView, ServiceView},
-    inspect::{BackendRow, DropRow, EndpointRow, FlowRow, ServiceRow, VipRow},
+    inspect::{BackendRow, DropRow, EndpointRow, ServiceRow, VipRow},
     spec::Protocol,
 };
 
@@ -23,7 +25,7 @@ use crate::{
     error::DatapathError,
     ring::Ring,
     sys,
-    tables::{Frontend, OverlayAddr, Published, Tables, endpoints_of, protocol_name},
+    tables::{Frontend, Published, Tables, endpoints_of, protocol_name},
 };
 
 type Result<T> = std::result::Result<T, DatapathError>;
@@ -55,6 +57,7 @@ impl Datapath {
 
     pub fn inspect_services(&self, view: &NodeView) -> Result<Vec<ServiceRow>> {
         let (tables, names) = (self.maps.observe()?, Names(view));
+        let live = self.live_by_frontend()?;
         let rows = tables
             .entries()
             .into_iter()
@@ -69,6 +72,7 @@ impl Datapath {
                     packets: stats.packets,
                     bytes: stats.bytes,
                     new_flows: stats.new_flows,
+                    live_flows: live.of(frontend, count),
                 })
             });
         rows.collect()
@@ -135,48 +139,6 @@ impl Datapath {
         Ok(rows)
     }
 
-    /// Live flows of the mesh whose backend is here, and of VIPs, translated packet by packet, whose
-    /// client is here. (Sockets translated at `connect` are not flows of the data plane.)
-    pub fn inspect_flows(&self, view: &NodeView) -> Result<Vec<FlowRow>> {
-        let (tables, names, now) = (self.maps.observe()?, Names(view), sys::monotonic());
-        let flows = self.maps.flows()?;
-        let flows = flows
-            .iter()
-            .filter(|(key, flow)| is_live(key.proto, flow, now));
-        let mut rows: Vec<FlowRow> = flows
-            .map(|(key, flow)| FlowRow {
-                protocol: protocol_name(key.proto).to_owned(),
-                client: socket(key.client.into(), key.client_port.to_host()),
-                frontend: socket(flow.node_addr.into(), flow.published.to_host()),
-                task: names.task(flow.endpoint),
-                backend: socket(key.task.into(), key.task_port.to_host()),
-                entry: match flow.entry_vtep.is_zero() {
-                    true => "local".to_owned(),
-                    false => names.node_at(flow.entry_vtep.into()),
-                },
-                idle_ms: idle(flow.last_seen, now).as_millis() as u64,
-            })
-            .collect();
-        rows.extend(self.maps.vip_flows()?.iter().map(|(key, flow)| {
-            let backend = OverlayAddr {
-                vni: key.vni,
-                addr: key.backend.into(),
-            };
-            let endpoint = tables.endpoints.get(&backend).map(|value| value.endpoint);
-            FlowRow {
-                protocol: protocol_name(key.proto).to_owned(),
-                client: socket(key.client.into(), key.client_port.to_host()),
-                frontend: socket(flow.vip.into(), key.backend_port.to_host()),
-                task: endpoint.map_or_else(|| "?".to_owned(), |id| names.task(id)),
-                backend: socket(backend.addr, key.backend_port.to_host()),
-                entry: "local".to_owned(),
-                idle_ms: idle(flow.last_seen, now).as_millis() as u64,
-            }
-        }));
-        rows.sort_by(|a, b| (&a.frontend, &a.client).cmp(&(&b.frontend, &b.client)));
-        Ok(rows)
-    }
-
     /// The reasons for which anything was dropped since the maps were made.
     pub fn inspect_drops(&self) -> Result<Vec<DropRow>> {
         let mut rows = Vec::new();
@@ -218,6 +180,13 @@ impl Names<'_> {
     pub fn task(&self, endpoint: u32) -> String {
         let known = self.endpoint(endpoint);
         known.map_or_else(|| endpoint.to_string(), |known| known.task_name.clone())
+    }
+
+    /// Of an endpoint.
+    fn service_of(&self, endpoint: u32) -> String {
+        let known = self.endpoint(endpoint);
+        let service = known.and_then(|known| self.0.services.get(&known.service));
+        service.map_or_else(|| "?".to_owned(), |service| service.name.clone())
     }
 
     fn node_of(&self, endpoint: u32) -> String {

@@ -296,6 +296,11 @@ fn spoofed_traffic_of_tasks_strangers_and_nodes_reaches_nobody() {
     send(MESH_VNI, &forged.bytes());
     let mesh = |frame: Frame, kind| frame.mesh(kind, EP, NODE_A).bytes();
     send(MESH_VNI, &mesh(forged.clone(), Kind::Forward));
+    let error = Transport::Icmp { kind: 3, code: 3 };
+    send(
+        MESH_VNI,
+        &mesh(Frame::new(CLIENT, NODE_A, error), Kind::Forward),
+    );
     let home = Frame::udp((STRANGER, 1), (NODE_B, 53));
     send(MESH_VNI, &mesh(home, Kind::Return));
     assert_drops(
@@ -306,6 +311,7 @@ fn spoofed_traffic_of_tasks_strangers_and_nodes_reaches_nobody() {
             DropReason::NotLocal,
             DropReason::BadMeshMac,
             DropReason::NotPublished,
+            DropReason::BadIcmp,
             DropReason::NoRouteToClient,
         ],
     );

@@ -152,7 +152,7 @@ impl Node {
     /// # Errors
     /// What the command said when it failed.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
-        run(&mut self.cli_command(args)?)
+        run(&mut self.command(args)?)
     }
 
     /// `swarmnet <args>` that must fail with exit status 1; gives what it said on standard error.
@@ -160,7 +160,7 @@ impl Node {
     /// # Errors
     /// When it succeeds, or ends in another way.
     pub fn cli_error(&self, args: &[&str]) -> Result<String> {
-        let output = self.cli_command(args)?.output()?;
+        let output = self.command(args)?.output()?;
         ensure!(
             output.status.code() == Some(1),
             "`swarmnet {}`: {}\n{}",
@@ -182,7 +182,11 @@ impl Node {
             .collect()
     }
 
-    fn cli_command(&self, args: &[&str]) -> Result<Command> {
+    /// `swarmnet <args>` on this node, for the caller to run.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn command(&self, args: &[&str]) -> Result<Command> {
         let mut command = self.host.command(&self.binary)?;
         command
             .args(["--host", &self.host_url()])

@@ -52,6 +52,8 @@ pub struct ServiceRow {
     pub packets: u64,
     pub bytes: u64,
     pub new_flows: u64,
+    /// Of backends on this node (published ports), or of clients on it (VIPs).
+    pub live_flows: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +88,10 @@ pub struct BackendRow {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowRow {
+    pub service: String,
     pub protocol: String,
+    /// `syn`, `established`, `closing`; of UDP, `open`.
+    pub state: String,
     pub client: String,
     /// The address and port that the client sent to.
     pub frontend: String,

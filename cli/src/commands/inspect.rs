@@ -1,5 +1,9 @@
 //! `inspect`: the tables of the node's data plane.
 
+mod screen;
+
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use model::inspect::{
@@ -9,9 +13,10 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     client::{Client, Route},
-    output::{Listing, Row, short_id},
+    output::{Format, Listing, Row, short_id},
     units::show_bytes,
 };
+use screen::Screen;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Table {
@@ -37,8 +42,51 @@ enum Table {
 pub struct Inspect {
     #[arg(value_enum)]
     table: Table,
+    /// Look again and again, every so many seconds, and show rates
+    #[arg(
+        short,
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    watch: Option<u64>,
+    #[command(flatten)]
+    filter: Filter,
     #[command(flatten)]
     listing: Listing,
+}
+
+/// Of `services`, `backends` and `flows`.
+#[derive(Debug, Args)]
+struct Filter {
+    /// Only rows of this service
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// Only flows of this client: an address, or an address and port
+    #[arg(long, value_name = "ADDRESS")]
+    client: Option<String>,
+    /// Only rows of this task: its name or how that begins, or (flows) its address
+    #[arg(long, value_name = "TASK")]
+    backend: Option<String>,
+}
+
+/// What of a row filters and rates look at.
+#[derive(Debug, Default)]
+struct Facts<'a> {
+    service: Option<&'a str>,
+    client: Option<&'a str>,
+    /// Name of the task, and its address.
+    backend: Option<(&'a str, &'a str)>,
+    /// What the row is known by, and its packets and bytes.
+    counters: Option<(String, [u64; 2])>,
+}
+
+trait Inspected: Row + DeserializeOwned {
+    fn facts(&self) -> Facts<'_> {
+        Facts::default()
+    }
 }
 
 impl Inspect {
@@ -55,10 +103,101 @@ impl Inspect {
         }
     }
 
-    async fn show<R: Row + DeserializeOwned>(&self, client: &Client, table: &str) -> Result<()> {
+    async fn show<R: Inspected>(&self, client: &Client, table: &str) -> Result<()> {
+        let Some(seconds) = self.watch else {
+            return self.listing.print(&self.rows::<R>(client, table).await?);
+        };
+        let mut screen = Screen::new();
+        let mut pace = tokio::time::interval(Duration::from_secs(seconds));
+        loop {
+            pace.tick().await;
+            let rows = self.rows::<R>(client, table).await?;
+            match self.listing.format {
+                Format::Table => screen.show(&rows)?,
+                // One look after the other, for whoever reads them.
+                _ => self.listing.print(&rows)?,
+            }
+        }
+    }
+
+    async fn rows<R: Inspected>(&self, client: &Client, table: &str) -> Result<Vec<R>> {
         let route = Route::new("swarmnet/inspect").segment(table);
-        let rows: Vec<R> = client.get(route).await?;
-        self.listing.print(&rows)
+        let mut rows: Vec<R> = client.get(route).await?;
+        rows.retain(|row| self.filter.takes(&row.facts()));
+        Ok(rows)
+    }
+}
+
+impl Filter {
+    fn takes(&self, facts: &Facts<'_>) -> bool {
+        let begins = |wanted: &str, text: &str, end: char| {
+            let rest = text.strip_prefix(wanted);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(end))
+        };
+        let is = |wanted: &Option<String>, holds: &dyn Fn(&str) -> bool| {
+            wanted.as_deref().is_none_or(holds)
+        };
+        is(&self.service, &|wanted| facts.service == Some(wanted))
+            && is(&self.client, &|wanted| {
+                facts
+                    .client
+                    .is_some_and(|client| begins(wanted, client, ':'))
+            })
+            && is(&self.backend, &|wanted| {
+                facts.backend.is_some_and(|(task, addr)| {
+                    begins(wanted, task, '.') || begins(wanted, addr, ':')
+                })
+            })
+    }
+}
+
+impl Inspected for VipRow {}
+
+impl Inspected for DnsRow {}
+
+impl Inspected for EndpointRow {}
+
+impl Inspected for NodeRow {}
+
+impl Inspected for ServiceRow {
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            service: Some(&self.service),
+            counters: Some((self.frontend.clone(), [self.packets, self.bytes])),
+            ..Facts::default()
+        }
+    }
+}
+
+impl Inspected for BackendRow {
+    fn facts(&self) -> Facts<'_> {
+        let id = format!("{} {}", self.service, self.endpoint);
+        Facts {
+            service: Some(&self.service),
+            backend: Some((&self.task, "")),
+            counters: Some((id, [self.packets, self.bytes])),
+            ..Facts::default()
+        }
+    }
+}
+
+impl Inspected for FlowRow {
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            service: Some(&self.service),
+            client: Some(&self.client),
+            backend: Some((&self.task, &self.backend)),
+            ..Facts::default()
+        }
+    }
+}
+
+impl Inspected for DropRow {
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            counters: Some((self.reason.clone(), [self.packets, self.bytes])),
+            ..Facts::default()
+        }
     }
 }
 
@@ -110,6 +249,7 @@ impl Row for ServiceRow {
         "PACKETS",
         "BYTES",
         "NEW FLOWS",
+        "LIVE FLOWS",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -122,6 +262,7 @@ impl Row for ServiceRow {
             self.packets.to_string(),
             bytes(self.bytes),
             self.new_flows.to_string(),
+            self.live_flows.to_string(),
         ]
     }
 
@@ -189,12 +330,14 @@ impl Row for BackendRow {
 
 impl Row for FlowRow {
     const HEADERS: &'static [&'static str] = &[
-        "PROTOCOL", "CLIENT", "FRONTEND", "TASK", "BACKEND", "ENTRY", "IDLE",
+        "SERVICE", "PROTOCOL", "STATE", "CLIENT", "FRONTEND", "TASK", "BACKEND", "ENTRY", "IDLE",
     ];
 
     fn cells(&self) -> Vec<String> {
         vec![
+            self.service.clone(),
             self.protocol.clone(),
+            self.state.clone(),
             self.client.clone(),
             self.frontend.clone(),
             task_name(&self.task),
@@ -294,6 +437,58 @@ mod tests {
             ]
         );
         assert_eq!(BackendRow::HEADERS.len(), cells.len());
+    }
+
+    fn flow(service: &str, client: &str, task: &str) -> FlowRow {
+        FlowRow {
+            service: service.into(),
+            protocol: "tcp".into(),
+            state: "established".into(),
+            client: client.into(),
+            frontend: "192.0.2.1:8080".into(),
+            task: task.into(),
+            backend: "172.18.0.5:80".into(),
+            entry: "local".into(),
+            idle_ms: 0,
+        }
+    }
+
+    #[test]
+    fn filters_take_whole_names_and_addresses() {
+        let row = flow("web", "192.0.2.9:40000", "web.1.abc");
+        let takes = |service: &str, client: &str, backend: &str| {
+            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let filter = Filter {
+                service: some(service),
+                client: some(client),
+                backend: some(backend),
+            };
+            filter.takes(&row.facts())
+        };
+        assert!(takes("", "", ""));
+        assert!(takes("web", "192.0.2.9", "web.1"));
+        assert!(takes("", "192.0.2.9:40000", "172.18.0.5"));
+        for (service, client, backend) in [
+            ("we", "", ""),
+            ("", "192.0.2.90", ""),
+            ("", "192.0.2", ""),
+            ("", "", "web.10"),
+            ("", "", "172.18.0.50"),
+        ] {
+            assert!(
+                !takes(service, client, backend),
+                "{service} {client} {backend}"
+            );
+        }
+        let filter = Filter {
+            service: Some("web".into()),
+            client: None,
+            backend: None,
+        };
+        let drops: DropRow =
+            serde_json::from_str(r#"{"reason":"x","explanation":"x.","packets":1,"bytes":60}"#)
+                .unwrap();
+        assert!(!filter.takes(&drops.facts()), "drops are of no service");
     }
 
     #[test]

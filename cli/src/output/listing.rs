@@ -64,7 +64,8 @@ fn lines<R>(rows: &[R], line: impl Fn(&R) -> anyhow::Result<String>) -> anyhow::
     rows.iter().map(|row| Ok(line(row)? + "\n")).collect()
 }
 
-fn table(headers: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// Headers and rows in columns.
+pub fn table(headers: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut out = TabWriter::new(Vec::new())
         .minwidth(MIN_WIDTH)
         .padding(PADDING);

@@ -8,7 +8,7 @@ mod template;
 pub use self::listing::render;
 pub use self::{
     inspect::{Inspected, print_objects},
-    listing::{Listing, Row},
+    listing::{Listing, Row, table},
     template::Template,
 };
 
