@@ -465,3 +465,34 @@ fn reply_to_a_vip_client_on_this_node_comes_from_the_vip() {
         &fragment.bytes(),
     );
 }
+
+/// A second service has the same backend; the client uses one port for both, which sockets may.
+#[test]
+fn two_vips_of_one_backend_are_not_mixed_up() {
+    const SECOND: Be32 = ip(10, 0, 1, 77);
+    let mut node = node_with_vip(&[near()], &[slot(0, 0)]);
+    let service = node.service(10, FRONT, 0, &[near()], &[slot(0, 0)]);
+    node.vip(VNI, SECOND, service);
+    let sent = |frame: &Frame| {
+        let macs = (task_mac(NEAR), task_mac(TASK));
+        frame.clone().dst(NEAR).macs(macs.0, macs.1).bytes()
+    };
+    let vip_of_flow = |node: &mut Node| {
+        let flow: VipFlowValue = node
+            .get("VIP_FLOWS", vip_key(TASK, NEAR, 40_000, 80))
+            .unwrap();
+        flow.vip
+    };
+    for (later, earlier) in [(VIP, None), (SECOND, Some(VIP)), (VIP, Some(SECOND))] {
+        let frame = to(later, SYN);
+        node.assert_sends("sn_tc_task", &frame.bytes(), TC_ACT_REDIRECT, &sent(&frame));
+        assert_eq!(vip_of_flow(&mut node), later, "the later SYN wins");
+        let frame = to(later, PSH_ACK);
+        node.assert_sends("sn_tc_task", &frame.bytes(), TC_ACT_REDIRECT, &sent(&frame));
+        if let Some(earlier) = earlier {
+            let packet = to(earlier, PSH_ACK).bytes();
+            node.assert_drops("sn_tc_task", &packet, DropReason::SourceCollision);
+            assert_eq!(vip_of_flow(&mut node), later);
+        }
+    }
+}

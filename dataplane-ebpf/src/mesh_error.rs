@@ -71,8 +71,8 @@ pub fn deliver(
 ) -> Result<Verdict, DropReason> {
     let quote = Quote::of(skb, packet).ok_or(DropReason::BadIcmp)?;
     let asked = quote.backward();
-    let published = entry::published(asked.dst, asked.dst_port, asked.proto)
-        .ok_or(DropReason::NotPublished)?;
+    let published =
+        entry::published(asked.dst, asked.dst_port, asked.proto).ok_or(DropReason::NotPublished)?;
     let mut task = task(skb, &asked, published, arrival, arrival.endpoint);
     if task.is_none()
         && asked.is_established()

@@ -47,7 +47,10 @@ pub fn is_error(skb: Skb, packet: &Packet) -> bool {
         return false;
     }
     let kind = skb.load(packet.l4).map_or(0, |[kind]| kind);
-    matches!(kind, DESTINATION_UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)
+    matches!(
+        kind,
+        DESTINATION_UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM
+    )
 }
 
 impl Quote {

@@ -123,6 +123,7 @@ fn backend_of_flow(
     let known = VIP_FLOWS.get_ptr_mut(key);
     if let Some(flow) = known
         && !packet.is_syn()
+        && is_through(flow, packet.dst)
     {
         touch(flow);
         return Ok((backend, false));
@@ -130,11 +131,18 @@ fn backend_of_flow(
     if packet.is_established() && slot.before != slot.now {
         let before = service::backend(vip, slot.before)?;
         key.backend = before.addr;
-        if let Some(flow) = VIP_FLOWS.get_ptr_mut(key) {
+        if let Some(flow) = VIP_FLOWS.get_ptr_mut(key)
+            && is_through(flow, packet.dst)
+        {
             touch(flow);
             return Ok((before, false));
         }
         key.backend = backend.addr;
+    }
+    // The backend cannot tell a connection by one VIP from another by a second VIP: the later SYN
+    // wins, as in the mesh.
+    if known.is_some() && packet.is_established() {
+        return Err(DropReason::SourceCollision);
     }
     // UDP has no SYN: there a flow is new when it is not known.
     if !packet.is_established() && !service::takes_new_flows(backend) {
@@ -173,6 +181,12 @@ pub fn known_backend(
     };
     let now = service::backend(vip, slot.now).ok().filter(has_flow);
     now.or_else(|| service::backend(vip, slot.before).ok().filter(has_flow))
+}
+
+#[inline(always)]
+fn is_through(flow: *mut VipFlowValue, vip: Be32) -> bool {
+    // SAFETY: as in `is_hairpin_reply`.
+    unsafe { (*flow).vip == vip }
 }
 
 /// A flow to a VIP as the backend replies. `packet` goes towards the VIP.

@@ -158,7 +158,12 @@ impl<L: Lookup> Trail<'_, L> {
             let (client, ports) = (veth.addr, (self.probe.src_port(), self.probe.dst_port()));
             self.vip_flow_key(veth.vni, client, ports.0, backend.addr, ports.1)
         };
-        let known = |backend: &BackendValue| self.vip_flow(key(backend)).is_some();
+        let dst = self.probe.dst_addr();
+        let known = |backend: &BackendValue| {
+            let flow = self.vip_flow(key(backend));
+            flow.is_some_and(|flow| flow.vip == dst)
+        };
+        let is_taken = self.vip_flow(key(&backend)).is_some();
         let is_active = backend.state == BACKEND_ACTIVE;
         if known(&backend) && !self.probe.is_syn() {
             self.note_backend(&backend);
@@ -180,6 +185,9 @@ impl<L: Lookup> Trail<'_, L> {
             }
         }
         self.note_backend(&backend);
+        if is_taken && self.probe.is_established() {
+            return Err(DropReason::SourceCollision);
+        }
         if !self.probe.is_established() && !is_active {
             return Err(DropReason::NoBackend);
         }
