@@ -43,6 +43,7 @@ mod task_socket;
 mod too_big;
 mod vip;
 mod vip_error;
+mod zeroed;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

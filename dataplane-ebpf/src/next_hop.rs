@@ -1,7 +1,7 @@
 //! Next hops towards other nodes for XDP, remembered for a moment: a lookup in the kernel's routing
 //! table costs more than all else that the program does.
 
-use core::mem::{size_of, zeroed};
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     bindings::{
@@ -16,6 +16,7 @@ use dataplane_abi::{Be32, NodeConfig};
 use crate::{
     packet::{Mac, PROTO_UDP},
     redirect::AF_INET,
+    zeroed::zeroed,
 };
 
 /// A change of routes or neighbours is seen this late, in ticks of the kernel: 5 to 50 ms. Ticks,
@@ -67,8 +68,9 @@ impl NextHop {
 
     #[inline(always)]
     fn look_up(ctx: *mut xdp_md, config: &NodeConfig, vtep: Be32, now: u64) -> Option<Self> {
+        let mut fib = MaybeUninit::<FibLookup>::uninit();
         // SAFETY: integers and unions of them; zero is a value of each.
-        let mut fib: FibLookup = unsafe { zeroed() };
+        let fib = unsafe { zeroed(&mut fib) };
         fib.family = AF_INET;
         fib.l4_protocol = PROTO_UDP;
         fib.dport = config.data_port.raw();
@@ -82,7 +84,7 @@ impl NextHop {
         let found = unsafe {
             bpf_fib_lookup(
                 ctx.cast(),
-                &raw mut fib,
+                fib,
                 size_of::<FibLookup>() as i32,
                 BPF_FIB_LOOKUP_OUTPUT,
             )

@@ -1,6 +1,6 @@
 //! Ways out for tc programs: into a task, into the tunnel, by the routing table.
 
-use core::mem::{size_of, zeroed};
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     bindings::{
@@ -17,6 +17,7 @@ use dataplane_abi::{Be32, DropReason, NodeConfig};
 use crate::{
     packet::{Mac, Packet},
     skb::{Skb, Verdict},
+    zeroed::zeroed,
 };
 
 pub const AF_INET: u8 = 2;
@@ -45,8 +46,9 @@ pub fn into_tunnel(
     vtep: Be32,
     tos: u8,
 ) -> Result<Verdict, DropReason> {
+    let mut key = MaybeUninit::<TunnelKey>::uninit();
     // SAFETY: integers and unions of them; zero is a value of each.
-    let mut key: TunnelKey = unsafe { zeroed() };
+    let key = unsafe { zeroed(&mut key) };
     key.tunnel_id = vni;
     key.__bindgen_anon_1.remote_ipv4 = vtep.to_host();
     // Peers know this node by this address; the route alone might choose another one.
@@ -58,7 +60,7 @@ pub fn into_tunnel(
     let set = unsafe {
         bpf_skb_set_tunnel_key(
             skb.0,
-            &raw mut key,
+            key,
             size_of::<TunnelKey>() as u32,
             u64::from(BPF_F_ZERO_CSUM_TX),
         )
@@ -79,8 +81,9 @@ pub fn by_route(
     src: Be32,
     dst: Be32,
 ) -> Result<Verdict, DropReason> {
+    let mut fib = MaybeUninit::<FibLookup>::uninit();
     // SAFETY: integers and unions of them; zero is a value of each.
-    let mut fib: FibLookup = unsafe { zeroed() };
+    let fib = unsafe { zeroed(&mut fib) };
     fib.family = AF_INET;
     fib.l4_protocol = packet.proto;
     fib.ifindex = config.gateway_ifindex;
@@ -88,26 +91,22 @@ pub fn by_route(
     fib.__bindgen_anon_3.ipv4_src = src.raw();
     fib.__bindgen_anon_4.ipv4_dst = dst.raw();
     // SAFETY: the structure lives on the stack and is passed with its size.
-    let found =
-        unsafe { bpf_fib_lookup(skb.0.cast(), &raw mut fib, size_of::<FibLookup>() as i32, 0) };
+    let found = unsafe { bpf_fib_lookup(skb.0.cast(), fib, size_of::<FibLookup>() as i32, 0) };
     match found as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
             skb.set_macs(Mac::new(fib.dmac), Mac::new(fib.smac))?;
             Ok(out_of(fib.ifindex))
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
+            let mut next_hop = MaybeUninit::<RedirNeigh>::uninit();
             // SAFETY: zero is a value; the lookup left the next hop in place of the destination.
-            let mut next_hop: RedirNeigh = unsafe { zeroed() };
+            let next_hop = unsafe { zeroed(&mut next_hop) };
             next_hop.nh_family = AF_INET.into();
             next_hop.__bindgen_anon_1.ipv4_nh = unsafe { fib.__bindgen_anon_4.ipv4_dst };
             // SAFETY: as for the lookup. The kernel resolves the neighbour and queues meanwhile.
             Ok(unsafe {
-                bpf_redirect_neigh(
-                    fib.ifindex,
-                    &raw mut next_hop,
-                    size_of::<RedirNeigh>() as i32,
-                    0,
-                ) as Verdict
+                bpf_redirect_neigh(fib.ifindex, next_hop, size_of::<RedirNeigh>() as i32, 0)
+                    as Verdict
             })
         }
         BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(DropReason::TooBig),

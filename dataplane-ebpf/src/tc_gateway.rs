@@ -1,4 +1,4 @@
-//! `sn_tc_gateway`: tcx ingress of the host side of a task's gateway veth. Replies of mesh flows
+//! `sn_tc_gateway`: ingress of the host side of a task's gateway veth. Replies of mesh flows
 //! leave here; what is not for another task of the node goes on to the bridge.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
@@ -14,6 +14,7 @@ use crate::{
 };
 
 #[classifier]
+#[inline(always)]
 pub fn sn_tc_gateway(ctx: TcContext) -> Verdict {
     let skb = Skb::new(&ctx);
     skb.verdict(gateway(skb))

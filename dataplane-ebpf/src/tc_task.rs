@@ -1,4 +1,4 @@
-//! `sn_tc_task`: tcx ingress of the host side of a task's overlay veth. What the task sends.
+//! `sn_tc_task`: ingress of the host side of a task's overlay veth. What the task sends.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use dataplane_abi::{DropReason, VethValue};
@@ -14,6 +14,7 @@ use crate::{
 };
 
 #[classifier]
+#[inline(always)]
 pub fn sn_tc_task(ctx: TcContext) -> Verdict {
     let skb = Skb::new(&ctx);
     skb.verdict(task(skb))

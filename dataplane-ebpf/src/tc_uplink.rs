@@ -1,4 +1,4 @@
-//! `sn_tc_uplink`: tcx ingress of the uplink. The mesh's entry.
+//! `sn_tc_uplink`: ingress of the uplink. The mesh's entry.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use dataplane_abi::{Be32, DropReason, NodeConfig};
@@ -13,6 +13,7 @@ use crate::{
 };
 
 #[classifier]
+#[inline(always)]
 pub fn sn_tc_uplink(ctx: TcContext) -> Verdict {
     let skb = Skb::new(&ctx);
     skb.verdict(uplink(skb))

@@ -1,6 +1,6 @@
-//! `sn_tc_vxlan`: tcx ingress of the node's VXLAN device. What other nodes send.
+//! `sn_tc_vxlan`: ingress of the node's VXLAN device. What other nodes send.
 
-use core::mem::{size_of, zeroed};
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     bindings::bpf_tunnel_key as TunnelKey, helpers::generated::bpf_skb_get_tunnel_key,
@@ -19,9 +19,11 @@ use crate::{
     packet::{Bytes, ETHERTYPE_IPV4, PROTO_ICMP, Packet},
     service,
     skb::{Skb, Verdict},
+    zeroed::zeroed,
 };
 
 #[classifier]
+#[inline(always)]
 pub fn sn_tc_vxlan(ctx: TcContext) -> Verdict {
     let skb = Skb::new(&ctx);
     skb.verdict(vxlan(skb))
@@ -50,11 +52,11 @@ fn vxlan(skb: Skb) -> Result<Verdict, DropReason> {
 /// Tunnel address of the sender, and the VNI.
 #[inline(always)]
 fn tunnel(skb: Skb) -> Result<(Be32, u32), DropReason> {
+    let mut key = MaybeUninit::<TunnelKey>::uninit();
     // SAFETY: integers and unions of them; zero is a value of each.
-    let mut key: TunnelKey = unsafe { zeroed() };
+    let key = unsafe { zeroed(&mut key) };
     // SAFETY: the key lives on the stack and is passed with its size.
-    let got =
-        unsafe { bpf_skb_get_tunnel_key(skb.0, &raw mut key, size_of::<TunnelKey>() as u32, 0) };
+    let got = unsafe { bpf_skb_get_tunnel_key(skb.0, key, size_of::<TunnelKey>() as u32, 0) };
     if got != 0 {
         return Err(DropReason::UnknownTunnelSource);
     }
