@@ -35,6 +35,7 @@ impl AgentConfig {
             pin_dir: self.pin_dir.clone(),
             cgroup: self.cgroup.clone(),
             uplink_mode: self.uplink_mode,
+            ingress: None,
         }
     }
 }

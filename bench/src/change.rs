@@ -113,6 +113,7 @@ fn from_empty(name: &str, size: &Size, is_last: bool, report: &mut Report) -> Re
         pin_dir: pins.to_owned(),
         cgroup: cgroup()?,
         uplink_mode: UplinkMode::Tc,
+        ingress: None,
     })?;
     let mut view = cluster(NODES + 1);
     let node = local(1);

@@ -13,7 +13,7 @@ use model::feed::NodeView;
 use tracing::{debug, info};
 
 use crate::{
-    attach::{Hook, Links, UplinkMode},
+    attach::{Hook, Ingress, Links, UplinkMode},
     bpffs::{PinDir, raise_memlock},
     desired::{Desired, Skipped, desired},
     error::DatapathError,
@@ -40,6 +40,8 @@ pub struct DatapathConfig {
     /// by network namespace.
     pub cgroup: PathBuf,
     pub uplink_mode: UplinkMode,
+    /// How tc programs attach; the better way that the kernel has when absent.
+    pub ingress: Option<Ingress>,
 }
 
 /// The programs and maps in the kernel, and the way to change them. They stay and work when this is
@@ -67,14 +69,16 @@ const HANDOVER_TIME_MAX: Duration = Duration::from_secs(5);
 /// While a former build's programs are on the hooks.
 struct Handover {
     heritage: Heritage,
+    ingress: Ingress,
     /// What the agent wants attached, once the hooks are this build's.
     wanted: BTreeSet<(Hook, u32)>,
 }
 
 impl Handover {
-    fn new(heritage: Heritage) -> Self {
+    fn new(heritage: Heritage, ingress: Ingress) -> Self {
         Self {
             heritage,
+            ingress,
             wanted: BTreeSet::new(),
         }
     }
@@ -90,7 +94,8 @@ impl Handover {
 
     fn former_links(&self) -> Links {
         let former = self.heritage.former();
-        Links::new(former.links(), former.maps().join("CONFIG"))
+        let config_map = former.maps().join("CONFIG");
+        Links::new(former.links(), config_map, self.ingress)
     }
 }
 
@@ -110,12 +115,13 @@ impl Datapath {
     pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
         raise_memlock();
         let pins = PinDir::open(&config.pin_dir)?;
+        let ingress = config.ingress.unwrap_or_else(Ingress::of_kernel);
         let heritage = Heritage::share(&pins)?;
         let programs = load::programs(&pins)?;
         let maps = Maps::open(&pins.maps())?;
         let mut datapath = Self {
             planner: Planner::new(maps.capacities()),
-            links: Links::new(pins.links(), pins.maps().join("CONFIG")),
+            links: Links::new(pins.links(), pins.maps().join("CONFIG"), ingress),
             anchors: Anchors::open(&pins)?,
             handover: None,
             pins,
@@ -129,7 +135,7 @@ impl Datapath {
         match heritage {
             Some(mut heritage) => {
                 heritage.copy(&datapath.pins)?;
-                datapath.handover = Some(Handover::new(heritage));
+                datapath.handover = Some(Handover::new(heritage, ingress));
             }
             None => datapath.take_hooks()?,
         }

@@ -68,6 +68,14 @@ pub enum DatapathError {
         target: String,
         source: io::Error,
     },
+    #[error("cannot attach {program} to {target} as a tc filter: {}", filter_hint(.source))]
+    Filter {
+        program: &'static str,
+        target: String,
+        source: io::Error,
+    },
+    #[error("cannot look through the tc filters of this network namespace")]
+    Filters { source: io::Error },
     #[error("there is no interface with index {ifindex} in this network namespace")]
     NoInterface { ifindex: u32 },
     #[error(transparent)]
@@ -77,6 +85,10 @@ pub enum DatapathError {
 }
 
 impl DatapathError {
+    pub(crate) fn filters(source: io::Error) -> Self {
+        Self::Filters { source }
+    }
+
     pub(crate) fn map(map: &'static str, action: &'static str) -> impl Fn(MapError) -> Self {
         move |error| Self::Map {
             map,
@@ -110,7 +122,7 @@ fn hint(error: &EbpfError) -> &'static str {
     match io_error.raw_os_error() {
         Some(libc::EPERM) => "run as root (CAP_BPF and CAP_NET_ADMIN)",
         Some(libc::ENOMEM) => "free some memory: they take about 80 MiB",
-        Some(libc::EINVAL) => "swarmnet needs Linux 6.6 or later",
+        Some(libc::EINVAL) => "swarmnet needs Linux 6.1 or later",
         _ => "is bpf(2) allowed here?",
     }
 }
@@ -129,11 +141,29 @@ fn program_hint(error: &ProgramError) -> &'static str {
 
 fn attach_hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EINVAL) => "tcx needs Linux 6.6 or later",
         Some(libc::EBUSY) => "another program owns that hook; detach it (`ip link set … xdp off`)",
         Some(libc::EOPNOTSUPP) => "the driver lacks it; use `--uplink-mode tc`",
         Some(libc::EPERM) => "run as root (CAP_BPF and CAP_NET_ADMIN)",
         Some(libc::E2BIG) => "64 programs are there already; are agents of former runs left over?",
+        _ => "the kernel refused",
+    }
+}
+
+fn filter_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => {
+            "another program's filter has priority 1 and our handle there; delete it (`tc filter \
+             del dev … ingress`)"
+        }
+        Some(libc::EINVAL) => {
+            "filters of another kind have priority 1 there; move them (`tc filter show dev … \
+             ingress`)"
+        }
+        Some(libc::ENOENT | libc::EOPNOTSUPP) => {
+            "the kernel lacks the clsact qdisc or BPF filters (CONFIG_NET_SCH_INGRESS, \
+             CONFIG_NET_CLS_BPF)"
+        }
+        Some(libc::EPERM) => "run as root (CAP_BPF and CAP_NET_ADMIN)",
         _ => "the kernel refused",
     }
 }

@@ -25,6 +25,7 @@ mod load;
 mod local;
 pub mod maglev;
 mod maps;
+mod netlink;
 mod pins;
 pub mod plan;
 mod ports;
@@ -35,7 +36,7 @@ mod sys;
 pub mod tables;
 pub mod trace;
 
-pub use attach::UplinkMode;
+pub use attach::{Ingress, UplinkMode};
 pub use datapath::{Datapath, DatapathConfig, SyncReport};
 pub use desired::Skipped;
 pub use error::DatapathError;

@@ -41,6 +41,14 @@ struct QueryAttr {
     revision: u64,
 }
 
+/// Whether the kernel has tcx (Linux 6.6 and later).
+pub(crate) fn has_tcx() -> bool {
+    // In every network namespace it is the loopback device.
+    const LOOPBACK: u32 = 1;
+    // Kernels without it do not know the type of attachment.
+    !tcx_ingress(LOOPBACK).is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+}
+
 /// The programs on an interface's tcx ingress, in the order in which they run.
 pub(crate) fn tcx_ingress(ifindex: u32) -> io::Result<Vec<Attached>> {
     let (mut programs, mut links) = ([0u32; PROGRAMS_MAX], [0u32; PROGRAMS_MAX]);

@@ -11,7 +11,7 @@ use aya::{
 };
 use dataplane_abi::{Be16, Be32, FLOW_CLIENT_FIN, FlowKey, FlowValue, LocalEndpoint, NodeConfig};
 use model::feed::{BackendState::Active, NodeView};
-use node::{OTHER, Pins, SELF, endpoint, in_namespace, local, tcx, veth, view};
+use node::{OTHER, Pins, SELF, by_each_ingress, endpoint, local, on_ingress, veth, view};
 use swarmnet_datapath::{Datapath, LocalState};
 
 const DEVICES: [&str; 4] = ["uplink", "vx", "task", "gw.1"];
@@ -26,7 +26,7 @@ fn attach_all(datapath: &mut Datapath) {
 }
 
 fn attached() -> Vec<Vec<(String, u32)>> {
-    DEVICES.map(tcx).to_vec()
+    DEVICES.map(on_ingress).to_vec()
 }
 
 fn names(attached: &[Vec<(String, u32)>]) -> Vec<Vec<&str>> {
@@ -162,7 +162,7 @@ fn config(pins: &Pins) -> NodeConfig {
 
 #[test]
 fn former_programs_work_until_the_maps_are_filled() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let former = Former::new(pins);
         let flows = former.map_id("FLOWS");
         let config_before = MapInfo::from_pin(former.map("CONFIG")).unwrap().id();
@@ -192,7 +192,7 @@ fn former_programs_work_until_the_maps_are_filled() {
 /// A later build's values are longer, an earlier one's shorter. What both know stays.
 #[test]
 fn maps_of_another_shape_are_carried_over() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let former = Former::new(pins);
         let (key, value) = flow();
         let mut longer: [u8; size_of::<FlowValue>() + 8] = bytes_of(&value);
@@ -236,7 +236,7 @@ fn maps_of_another_shape_are_carried_over() {
 /// A key of another size is another map; a map may be new. Both begin empty and are filled.
 #[test]
 fn maps_that_cannot_be_carried_over_begin_empty() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let former = Former::new(pins);
         former.replace("FLOWS", &[([1u8; 20], [2u8; 40])]);
         fs::remove_file(former.map("ENDPOINTS")).unwrap();
@@ -253,7 +253,7 @@ fn maps_that_cannot_be_carried_over_begin_empty() {
 
 #[test]
 fn take_over_that_was_cut_short_begins_anew() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let former = Former::new(pins);
         drop(former.open());
         former.assert_at_work();
@@ -271,21 +271,21 @@ fn take_over_that_was_cut_short_begins_anew() {
 /// A task whose end is noticed before the hooks have changed hands.
 #[test]
 fn veth_is_detached_while_the_former_programs_work() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let former = Former::new(pins);
         let mut datapath = former.open();
         datapath.detach_veth(node::ifindex("task")).unwrap();
-        assert_eq!(tcx("task"), []);
+        assert_eq!(on_ingress("task"), []);
         let (view, local) = wanted();
         datapath.sync(&view, &local).unwrap();
-        assert_eq!(tcx("task"), []);
-        assert_eq!(tcx("vx").len(), 1);
+        assert_eq!(on_ingress("task"), []);
+        assert_eq!(on_ingress("vx").len(), 1);
     });
 }
 
 #[test]
 fn leaving_before_the_take_over_takes_everything_off() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let former = Former::new(pins);
         former.open().detach_all().unwrap();
         assert!(attached().iter().all(Vec::is_empty), "{:?}", attached());

@@ -11,7 +11,9 @@ use std::{
 
 use aya::maps::PerCpuArray;
 use dataplane_abi::{DropCounter, DropReason};
-use node::{Pins, ifindex, in_namespace, ip, tcx, veth};
+use node::{
+    Pins, by_each_ingress, by_filters, by_tcx, ifindex, in_namespace, ip, on_ingress, tc, veth,
+};
 use swarmnet_datapath::{Datapath, DatapathError, UplinkMode};
 
 fn open(pins: &Pins, mode: UplinkMode) -> Datapath {
@@ -27,7 +29,7 @@ fn attach_all(datapath: &mut Datapath) {
 }
 
 fn attached() -> Vec<Vec<(String, u32)>> {
-    ["uplink", "vx", "task", "gw.1"].map(tcx).to_vec()
+    ["uplink", "vx", "task", "gw.1"].map(on_ingress).to_vec()
 }
 
 fn names(attached: &[Vec<(String, u32)>]) -> Vec<Vec<&str>> {
@@ -52,16 +54,17 @@ const ONCE_EACH: [[&str; 1]; 4] = [
 
 #[test]
 fn restart_keeps_links_and_programs() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         devices();
         let mut datapath = pins.open();
         attach_all(&mut datapath);
         let (links, programs) = (pins.links(), attached());
         assert_eq!(names(&programs), ONCE_EACH);
+        let on_interfaces = if pins.has_tc_links() { 4 } else { 0 };
         assert_eq!(
             links.len(),
-            8,
-            "four interfaces, four socket hooks: {links:?}"
+            on_interfaces + 4,
+            "interfaces, and four socket hooks: {links:?}"
         );
         for _ in 0..3 {
             drop(datapath);
@@ -77,7 +80,7 @@ fn restart_keeps_links_and_programs() {
 /// The pinned programs of an earlier build are replaced in their links, not beside them.
 #[test]
 fn other_build_takes_over_the_links() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         devices();
         let mut datapath = pins.open();
         attach_all(&mut datapath);
@@ -115,7 +118,7 @@ fn other_build_takes_over_the_links() {
 /// Someone deleted a map's pin: a new map, and programs that work on it, in the same links.
 #[test]
 fn lost_map_pin_brings_new_programs() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         devices();
         let mut datapath = pins.open();
         attach_all(&mut datapath);
@@ -138,7 +141,7 @@ fn lost_map_pin_brings_new_programs() {
 
 #[test]
 fn vanished_device_leaves_no_trap_for_its_successor() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let index = veth("task");
         let mut datapath = pins.open();
         datapath.attach_task(index).unwrap();
@@ -148,15 +151,17 @@ fn vanished_device_leaves_no_trap_for_its_successor() {
             "link add task2 index {index} type veth peer name task2p"
         ));
         datapath.attach_task(index).unwrap();
-        assert_eq!(tcx("task2").len(), 1);
-        let links = pins.links();
-        assert!(
-            links
-                .iter()
-                .any(|(name, _)| *name == format!("task-{index}-task2")),
-            "{links:?}"
-        );
-        assert_eq!(links.len(), 5, "{links:?}");
+        assert_eq!(on_ingress("task2").len(), 1);
+        if pins.has_tc_links() {
+            let links = pins.links();
+            assert!(
+                links
+                    .iter()
+                    .any(|(name, _)| *name == format!("task-{index}-task2")),
+                "{links:?}"
+            );
+            assert_eq!(links.len(), 5, "{links:?}");
+        }
         ip("link del task2");
         drop(datapath);
         let mut datapath = pins.open();
@@ -172,13 +177,13 @@ fn vanished_device_leaves_no_trap_for_its_successor() {
 
 #[test]
 fn detached_veth_has_no_program() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let index = veth("task");
         let mut datapath = pins.open();
         datapath.attach_task(index).unwrap();
         datapath.detach_veth(index).unwrap();
         datapath.detach_veth(index).unwrap();
-        assert_eq!(tcx("task"), []);
+        assert_eq!(on_ingress("task"), []);
     });
 }
 
@@ -192,7 +197,7 @@ fn has_xdp(interface: &str) -> bool {
 
 #[test]
 fn uplink_mode_decides_about_xdp() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let index = veth("uplink");
         for (mode, xdp) in [
             (UplinkMode::Auto, false),
@@ -204,37 +209,76 @@ fn uplink_mode_decides_about_xdp() {
             datapath.attach_uplink(index).unwrap();
             datapath.attach_uplink(index).unwrap();
             assert_eq!(has_xdp("uplink"), xdp, "{mode:?}");
-            assert_eq!(tcx("uplink").len(), 1);
+            assert_eq!(on_ingress("uplink").len(), 1);
         }
         let mut datapath = open(pins, UplinkMode::Xdp);
         datapath.attach_uplink(index).unwrap();
         datapath.detach_uplink(index).unwrap();
         assert!(!has_xdp("uplink"));
-        assert_eq!(tcx("uplink"), []);
+        assert_eq!(on_ingress("uplink"), []);
     });
 }
 
-/// A program that was there first stays, behind ours.
+/// A program that was there first stays, behind ours. Among filters it may even have our priority.
 #[test]
 fn foreign_programs_are_left_alone() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let index = veth("uplink");
         let foreign = Pins::another();
         let mut other = foreign.open();
-        other.attach_vxlan(index).unwrap();
+        if pins.has_tc_links() {
+            other.attach_vxlan(index).unwrap();
+        } else {
+            let program = foreign.program("sn_tc_vxlan").display().to_string();
+            tc("qdisc add dev uplink clsact");
+            for place in ["pref 1 handle 7", "pref 9 handle 0x736e0001"] {
+                let filter = format!("bpf da object-pinned {program}");
+                tc(&format!("filter add dev uplink ingress {place} {filter}"));
+            }
+        }
+        let foreign = on_ingress("uplink");
+        assert!(!foreign.is_empty());
         let mut datapath = pins.open();
-        datapath.attach_uplink(index).unwrap();
-        let programs = tcx("uplink");
-        let programs: Vec<_> = programs.iter().map(|program| program.0.as_str()).collect();
-        assert_eq!(programs, ["sn_tc_uplink", "sn_tc_vxlan"]);
+        for _ in 0..2 {
+            datapath.attach_uplink(index).unwrap();
+            let programs = on_ingress("uplink");
+            assert_eq!(programs[0].0, "sn_tc_uplink");
+            assert_eq!(programs[1..], foreign);
+        }
         datapath.detach_all().unwrap();
-        assert_eq!(tcx("uplink").len(), 1);
+        assert_eq!(on_ingress("uplink"), foreign);
     });
+}
+
+/// Who took the place of our filter is named, with the way out.
+#[test]
+fn place_that_is_taken_is_named() {
+    let names_it = |filter: &'static str, hint: &'static str| {
+        by_filters(move |pins| {
+            let index = veth("task");
+            let mut datapath = pins.open();
+            let program = pins.program("sn_tc_gateway").display().to_string();
+            tc("qdisc add dev task clsact");
+            tc(&format!("filter add dev task ingress {filter}").replace("PROGRAM", &program));
+            let before = on_ingress("task");
+            let error = datapath.attach_task(index).unwrap_err().to_string();
+            assert!(error.contains(hint), "{error}");
+            assert_eq!(on_ingress("task"), before);
+        });
+    };
+    names_it(
+        "pref 1 handle 0x736e0003 bpf da object-pinned PROGRAM",
+        "our handle",
+    );
+    names_it(
+        "pref 1 protocol all u32 match u32 0 0 classid 1:1",
+        "of another kind",
+    );
 }
 
 #[test]
 fn leaving_unpins_and_detaches_everything() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         devices();
         let mut datapath = open(pins, UplinkMode::Xdp);
         attach_all(&mut datapath);
@@ -286,16 +330,16 @@ fn pin_of(pins: &Pins, hook: &str) -> std::path::PathBuf {
 /// A program of someone else runs behind ours all the while, and stays.
 #[test]
 fn program_that_was_taken_off_or_changed_is_put_back_once_and_named() {
-    in_namespace(|pins| {
+    by_tcx(|pins| {
         let index = veth("task");
         let foreign = Pins::another();
         let mut other = foreign.open();
         other.attach_vxlan(index).unwrap();
         let mut datapath = pins.open();
         attach_task(&mut datapath, index);
-        let foreign_program = tcx("task")[1].clone();
+        let foreign_program = on_ingress("task")[1].clone();
         let well = |datapath: &mut Datapath| {
-            let programs = tcx("task");
+            let programs = on_ingress("task");
             assert_eq!(programs.len(), 2, "{programs:?}");
             assert_eq!(programs[0].0, "sn_tc_task");
             assert_eq!(programs[1], foreign_program);
@@ -306,7 +350,7 @@ fn program_that_was_taken_off_or_changed_is_put_back_once_and_named() {
         fs::remove_file(pin_of(pins, "task")).unwrap();
         // The kernel takes it off a little after the last reference went.
         let deadline = Instant::now() + Duration::from_secs(5);
-        while tcx("task").len() > 1 {
+        while on_ingress("task").len() > 1 {
             assert!(Instant::now() < deadline, "still attached");
         }
         assert_eq!(
@@ -316,7 +360,7 @@ fn program_that_was_taken_off_or_changed_is_put_back_once_and_named() {
         well(&mut datapath);
 
         node::detach_link(&pin_of(pins, "task"));
-        assert_eq!(tcx("task").len(), 1);
+        assert_eq!(on_ingress("task").len(), 1);
         assert_eq!(
             attach_task(&mut datapath, index).unwrap(),
             "program sn_tc_task on task was detached"
@@ -324,7 +368,7 @@ fn program_that_was_taken_off_or_changed_is_put_back_once_and_named() {
         well(&mut datapath);
 
         node::update_link(&pin_of(pins, "task"), &pins.program("sn_tc_gateway"));
-        assert_eq!(tcx("task")[0].0, "sn_tc_gateway");
+        assert_eq!(on_ingress("task")[0].0, "sn_tc_gateway");
         let said = attach_task(&mut datapath, index).unwrap();
         assert!(said.contains("was replaced by program"), "{said}");
         well(&mut datapath);
@@ -341,12 +385,48 @@ fn program_that_was_taken_off_or_changed_is_put_back_once_and_named() {
         well(&mut datapath);
 
         let _twice = node::attach_of_another_build(pins, "sn_tc_task", "task");
-        assert_eq!(tcx("task").len(), 3);
+        assert_eq!(on_ingress("task").len(), 3);
         assert_eq!(
             attach_task(&mut datapath, index).unwrap(),
             "program sn_tc_task on task was attached more than once"
         );
         well(&mut datapath);
+    });
+}
+
+/// The same for filters, which have no pins to lose.
+#[test]
+fn filter_that_was_deleted_is_put_back_once_and_named() {
+    by_filters(|pins| {
+        let index = veth("task");
+        let mut datapath = pins.open();
+        attach_task(&mut datapath, index);
+        let program = pins.program("sn_tc_vxlan").display().to_string();
+        let filter = format!("bpf da object-pinned {program}");
+        tc(&format!(
+            "filter add dev task ingress pref 1 handle 7 {filter}"
+        ));
+        let foreign_filter = on_ingress("task")[0].clone();
+        let well = |datapath: &mut Datapath| {
+            let filters = on_ingress("task");
+            assert_eq!(filters.len(), 2, "{filters:?}");
+            assert!(filters.contains(&foreign_filter));
+            assert_eq!(attach_task(datapath, index), None);
+        };
+        well(&mut datapath);
+
+        tc("filter del dev task ingress pref 1 handle 0x736e0003 bpf");
+        assert_eq!(on_ingress("task"), std::slice::from_ref(&foreign_filter));
+        assert_eq!(
+            attach_task(&mut datapath, index).unwrap(),
+            "program sn_tc_task on task was not attached"
+        );
+        well(&mut datapath);
+
+        tc("qdisc del dev task clsact");
+        assert_eq!(on_ingress("task"), []);
+        attach_task(&mut datapath, index).unwrap();
+        assert_eq!(on_ingress("task").len(), 1);
     });
 }
 
@@ -406,7 +486,7 @@ fn drops(pins: &Pins, reason: DropReason) -> u64 {
 /// Packets come without pause while one build after the other takes over: each meets one program.
 #[test]
 fn no_packet_meets_a_hook_without_a_program_or_with_two() {
-    in_namespace(|pins| {
+    by_each_ingress(|pins| {
         let index = veth("uplink");
         for end in ["uplink", "uplinkp"] {
             ip(&format!("link set {end} up"));
@@ -414,7 +494,7 @@ fn no_packet_meets_a_hook_without_a_program_or_with_two() {
         let mut datapath = pins.open();
         datapath.sync(&node::view(), &node::local(&[])).unwrap();
         datapath.attach_uplink(index).unwrap();
-        let (links, mut programs) = (pins.links(), vec![tcx("uplink")]);
+        let (links, mut programs) = (pins.links(), vec![on_ingress("uplink")]);
 
         let (socket, frame) = (node::raw_socket("uplinkp"), marked_frame([2; 6]));
         let done = AtomicBool::new(false);
@@ -434,7 +514,7 @@ fn no_packet_meets_a_hook_without_a_program_or_with_two() {
                 datapath = pins.open();
                 datapath.attach_uplink(index).unwrap();
                 assert_eq!(pins.links(), links, "the link is the same");
-                programs.push(tcx("uplink"));
+                programs.push(on_ingress("uplink"));
             }
             done.store(true, Ordering::Relaxed);
             stream.join().unwrap()

@@ -70,6 +70,7 @@ impl World {
             pin_dir: pins.to_owned(),
             cgroup: cgroup()?,
             uplink_mode: UplinkMode::Xdp,
+            ingress: None,
         })?;
         // A veth has its queue ready for XDP once a program is attached.
         datapath.attach_uplink(uplink)?;

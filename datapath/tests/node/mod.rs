@@ -27,7 +27,9 @@ use model::{
     spec::{EndpointMode, Protocol},
 };
 use nix::sched::{CloneFlags, unshare};
-use swarmnet_datapath::{Datapath, DatapathConfig, LocalState, LocalTask, LocalVeth, UplinkMode};
+use swarmnet_datapath::{
+    Datapath, DatapathConfig, Ingress, LocalState, LocalTask, LocalVeth, UplinkMode,
+};
 
 /// Runs a test on a thread in a network namespace of its own. Without root it is skipped, but in
 /// CI it fails.
@@ -47,8 +49,31 @@ pub fn in_namespace(test: impl FnOnce(&Pins) + Send + 'static) {
     }
 }
 
+/// As [`in_namespace`], once for each way onto an interface's ingress that the kernel has.
+pub fn by_each_ingress(test: impl Fn(&Pins) + Copy + Send + 'static) {
+    by_tcx(test);
+    by_filters(test);
+}
+
+/// As [`in_namespace`], if the kernel has tcx.
+pub fn by_tcx(test: impl Fn(&Pins) + Send + 'static) {
+    in_namespace(move |_| {
+        if query_tcx("lo").is_some() {
+            test(&Pins::by(Ingress::Tcx));
+        }
+    });
+}
+
+/// As [`in_namespace`], with filters even where there is tcx.
+pub fn by_filters(test: impl Fn(&Pins) + Send + 'static) {
+    in_namespace(move |_| test(&Pins::by(Ingress::Clsact)));
+}
+
 /// A pin directory that goes with this value.
-pub struct Pins(PathBuf);
+pub struct Pins {
+    root: PathBuf,
+    ingress: Option<Ingress>,
+}
 
 impl Pins {
     /// For a second node in one test.
@@ -60,7 +85,21 @@ impl Pins {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("swarmnet-test-{}-{count}", std::process::id());
-        Self(Path::new("/sys/fs/bpf").join(name))
+        Self {
+            root: Path::new("/sys/fs/bpf").join(name),
+            ingress: None,
+        }
+    }
+
+    fn by(ingress: Ingress) -> Self {
+        let mut pins = Self::new();
+        pins.ingress = Some(ingress);
+        pins
+    }
+
+    /// Whether tc programs attach by links, which have pins.
+    pub fn has_tc_links(&self) -> bool {
+        self.ingress != Some(Ingress::Clsact)
     }
 
     pub fn config(&self, uplink_mode: UplinkMode) -> DatapathConfig {
@@ -69,9 +108,10 @@ impl Pins {
             .into_iter()
             .find(|path| path.join("cgroup.procs").exists());
         DatapathConfig {
-            pin_dir: self.0.clone(),
+            pin_dir: self.root.clone(),
             cgroup: cgroup.expect("cgroup2 is mounted"),
             uplink_mode,
+            ingress: self.ingress,
         }
     }
 
@@ -80,11 +120,12 @@ impl Pins {
     }
 
     pub fn root(&self) -> &Path {
-        &self.0
+        &self.root
     }
 
     pub fn layout(&self) -> PathBuf {
-        self.0.join(format!("v{}", dataplane_abi::LAYOUT_VERSION))
+        self.root
+            .join(format!("v{}", dataplane_abi::LAYOUT_VERSION))
     }
 
     pub fn map(&self, name: &str) -> Map {
@@ -115,7 +156,7 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.root);
     }
 }
 
@@ -136,19 +177,52 @@ pub fn ifindex(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).expect("the interface exists")
 }
 
-/// Names and ids of the programs on an interface's tcx ingress.
-pub fn tcx(name: &str) -> Vec<(String, u32)> {
-    let (_, programs) =
-        SchedClassifier::query_tcx(name, TcAttachType::Ingress).expect("tcx answers");
-    let programs = programs.iter();
+/// Names and ids of the programs on an interface's ingress, in the order in which they run.
+pub fn on_ingress(name: &str) -> Vec<(String, u32)> {
+    let mut programs = query_tcx(name).unwrap_or_default();
+    programs.extend(filters(name));
     programs
+}
+
+/// `None` when the kernel has no tcx.
+fn query_tcx(name: &str) -> Option<Vec<(String, u32)>> {
+    let (_, programs) = SchedClassifier::query_tcx(name, TcAttachType::Ingress).ok()?;
+    let programs = programs.iter();
+    let named = programs
         .map(|program| {
             (
                 program.name_as_str().unwrap_or("?").to_owned(),
                 program.id(),
             )
         })
+        .collect();
+    Some(named)
+}
+
+/// BPF filters, as iproute2 sees them.
+fn filters(name: &str) -> Vec<(String, u32)> {
+    let shown = tc(&format!("filter show dev {name} ingress"));
+    let filters = shown.lines().filter(|line| line.contains(" handle "));
+    filters
+        .map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let after = |word| words.iter().skip_while(move |at| **at != word).nth(1);
+            let name = words.iter().find(|word| word.starts_with("sn_"));
+            let id = after("id").and_then(|id| id.parse().ok());
+            let name = name.map_or("?", |name| name);
+            (name.to_owned(), id.unwrap_or_else(|| panic!("{line}")))
+        })
         .collect()
+}
+
+/// Runs `tc` in the calling thread's namespace.
+pub fn tc(arguments: &str) -> String {
+    let mut tc = Command::new("tc");
+    let output = tc.args(arguments.split_whitespace()).output();
+    let output = output.expect("tc runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "tc {arguments}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 pub const SELF: NodeId = NodeId::from_raw(1);

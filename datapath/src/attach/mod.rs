@@ -1,8 +1,11 @@
 //! Programs onto their hooks, exactly once each, for as long as the pins last.
 //!
-//! Every link is pinned under its hook's name (and the interface's index and name), so a starting
+//! Programs of tc go by tcx links, or before Linux 6.6 by filters ([`clsact`]); those of XDP and of
+//! cgroups by links. Every link is pinned under its hook's name (and the interface's index and name), so a starting
 //! agent finds what it attached before, and gives it this build's program by link update: nothing
 //! is ever detached to be attached again.
+
+mod clsact;
 
 use std::{
     fs::{self, File},
@@ -14,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use clsact::Done;
 use nix::net::if_::if_indextoname;
 use tracing::{debug, info, warn};
 
@@ -38,6 +42,26 @@ pub enum UplinkMode {
     Xdp,
     /// tc alone.
     Tc,
+}
+
+/// How programs get onto the ingress of interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ingress {
+    /// By pinned links: Linux 6.6 and later.
+    Tcx,
+    /// By filters of a clsact qdisc.
+    Clsact,
+}
+
+impl Ingress {
+    /// The better one that the kernel has.
+    pub(crate) fn of_kernel() -> Self {
+        if query::has_tcx() {
+            return Self::Tcx;
+        }
+        info!("this kernel has no tcx: programs attach as tc filters");
+        Self::Clsact
+    }
 }
 
 /// Where a program goes.
@@ -114,12 +138,13 @@ impl Hook {
     }
 }
 
-/// What of ours is attached, as the pins say.
+/// What of ours is attached, as the pins and the filters say.
 #[derive(Debug)]
 pub(crate) struct Links {
     directory: PathBuf,
     /// A map that every program of this node works on.
     config_map: PathBuf,
+    ingress: Ingress,
 }
 
 /// A pinned link.
@@ -131,10 +156,11 @@ struct Pinned {
 
 impl Links {
     /// With the directory of the links' pins, and the pin of a map that every program works on.
-    pub fn new(directory: PathBuf, config_map: PathBuf) -> Self {
+    pub fn new(directory: PathBuf, config_map: PathBuf, ingress: Ingress) -> Self {
         Self {
             directory,
             config_map,
+            ingress,
         }
     }
 
@@ -173,6 +199,11 @@ impl Links {
                 }
             }
         }
+        if self.ingress == Ingress::Clsact {
+            for (ifindex, hook) in clsact::attached().map_err(DatapathError::filters)? {
+                attach_filter(hook, ifindex, programs)?;
+            }
+        }
         Ok(())
     }
 
@@ -184,6 +215,9 @@ impl Links {
         ifindex: u32,
         programs: &Programs,
     ) -> Result<Option<Deviation>, DatapathError> {
+        if self.ingress == Ingress::Clsact {
+            return attach_filter(hook, ifindex, programs);
+        }
         let wanted = LinkTarget::Tcx(ifindex);
         let unpinned = self.pin_unpinned(hook, ifindex)?;
         let found = self.attach(hook, Some(ifindex), wanted, programs, |program| {
@@ -274,6 +308,11 @@ impl Links {
 
     /// Takes everything off everywhere.
     pub fn detach_all(&self) -> Result<(), DatapathError> {
+        if self.ingress == Ingress::Clsact {
+            for (ifindex, hook) in clsact::attached().map_err(DatapathError::filters)? {
+                detach_filter(hook, ifindex)?;
+            }
+        }
         let names = names(&self.directory)?;
         names
             .iter()
@@ -282,6 +321,9 @@ impl Links {
 
     /// Takes a program off an interface; none there is no error.
     pub fn detach(&self, hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+        if self.ingress == Ingress::Clsact {
+            detach_filter(hook, ifindex)?;
+        }
         for path in self.pins(hook, Some(ifindex))? {
             unpin(&path)?;
             debug!(
@@ -433,6 +475,56 @@ impl Pinned {
         info!(program.name = hook.program(), link.pin = %self.path.display(), "program replaced");
         Ok(Some(self.info.program_id))
     }
+}
+
+/// As [`Links::attach_tc`], without tcx.
+fn attach_filter(
+    hook: Hook,
+    ifindex: u32,
+    programs: &Programs,
+) -> Result<Option<Deviation>, DatapathError> {
+    let target = interface_name(ifindex)?;
+    let program = hook.program();
+    let done = clsact::attach(ifindex, hook, &programs[&hook]).map_err(|source| {
+        DatapathError::Filter {
+            program,
+            target: target.clone(),
+            source,
+        }
+    })?;
+    let what = format!("program {program} on {target}");
+    Ok(match done {
+        Done::Nothing => None,
+        Done::Attached => {
+            info!(
+                program.name = program,
+                link.name = target,
+                "program attached"
+            );
+            Some(Deviation::new(what, "not attached"))
+        }
+        Done::Replaced(other) => {
+            info!(
+                program.name = program,
+                link.name = target,
+                "program replaced"
+            );
+            let found = format!("replaced by program {other}");
+            Some(Deviation::new(what, found))
+        }
+    })
+}
+
+fn detach_filter(hook: Hook, ifindex: u32) -> Result<(), DatapathError> {
+    let detached = clsact::detach(ifindex, hook).map_err(DatapathError::filters)?;
+    if detached {
+        debug!(
+            program.name = hook.program(),
+            link.ifindex = ifindex,
+            "program detached"
+        );
+    }
+    Ok(())
 }
 
 fn interface_name(ifindex: u32) -> Result<String, DatapathError> {
