@@ -134,7 +134,7 @@ fn stream_finds_its_segments_size_behind_a_narrow_link() {
     for entry in [NODE_A, NODE_B] {
         let mut stream = connect(&outside, at(entry, 8080));
         let (mut served, _) = listener.accept().unwrap();
-        served.set_write_timeout(Some(PATIENCE)).unwrap();
+        served.set_write_timeout(Some(patience())).unwrap();
         let back = thread::scope(|scope| {
             let sent = scope.spawn(|| {
                 let sent = served.write_all(&data);
@@ -157,7 +157,7 @@ fn stream_finds_its_segments_size_behind_a_narrow_link() {
 /// for a moment longer.
 #[track_caller]
 fn bind(namespace: &Namespace, addr: SocketAddr) -> UdpSocket {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     let socket = loop {
         match namespace.run(|| UdpSocket::bind(addr)) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
@@ -166,7 +166,7 @@ fn bind(namespace: &Namespace, addr: SocketAddr) -> UdpSocket {
             bound => break bound.unwrap(),
         }
     };
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(patience())).unwrap();
     socket
 }
 

@@ -16,7 +16,7 @@ const MIB: usize = 1 << 20;
 
 #[track_caller]
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     while !holds() {
         assert!(Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(std::time::Duration::from_millis(1));
@@ -298,7 +298,7 @@ fn connections_without_a_backend_fail_at_once() {
     cluster.publish(0, &[]);
     cluster.vip(0, &[]);
     let refused = |from: &common::Namespace, to| {
-        let outcome = from.run(|| TcpStream::connect_timeout(&to, PATIENCE));
+        let outcome = from.run(|| TcpStream::connect_timeout(&to, patience()));
         assert_eq!(
             outcome.expect_err("there is no backend").kind(),
             ErrorKind::ConnectionRefused
@@ -405,7 +405,7 @@ fn socket_hooks_translate_once_and_tell_the_application_the_vip() {
     let outside = cluster
         .a
         .namespace
-        .run(|| TcpStream::connect_timeout(&at(VIP, 80), PATIENCE));
+        .run(|| TcpStream::connect_timeout(&at(VIP, 80), patience()));
     assert!(outside.is_err());
 
     // A task that is its own backend sees itself.
@@ -422,9 +422,9 @@ fn socket_hooks_translate_once_and_tell_the_application_the_vip() {
     let started = Instant::now();
     let refused = from
         .namespace
-        .run(|| TcpStream::connect_timeout(&at(VIP, 80), PATIENCE));
+        .run(|| TcpStream::connect_timeout(&at(VIP, 80), patience()));
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    assert!(started.elapsed() < PATIENCE);
+    assert!(started.elapsed() < patience());
     assert_eq!(cluster.a.node.drops().get("no-backend"), Some(&1));
 }
 
@@ -461,7 +461,7 @@ fn published_port_answers_the_node_itself_and_its_tasks() {
         // A task's loopback is its own.
         let own = cluster.a.tasks[0]
             .namespace
-            .run(|| TcpStream::connect_timeout(&at(ip(127, 0, 0, 1), 8080), PATIENCE));
+            .run(|| TcpStream::connect_timeout(&at(ip(127, 0, 0, 1), 8080), patience()));
         assert_eq!(own.unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
     cluster.assert_no_drops();

@@ -62,7 +62,7 @@ impl Bench {
         }
         let peer_socket = |addr| {
             let socket = world.run(|| UdpSocket::bind(at(addr, 4789))).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(patience())).unwrap();
             socket
         };
         let namespace = &host.tasks[0].namespace;
@@ -140,7 +140,7 @@ impl Bench {
             Sender::Stranger => &self.stranger,
         };
         send(socket, vni, inner);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         while self.host.node.drops() != expected {
             assert!(
                 Instant::now() < deadline,
@@ -236,7 +236,7 @@ impl Tap {
     /// Waits for exactly this frame; others (the kernel's own) may come before.
     #[track_caller]
     fn expect(&self, frame: &[u8]) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         let mut seen = Vec::new();
         while Instant::now() < deadline {
             let mut buffer = vec![0; 1 << 16];

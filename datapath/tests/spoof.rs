@@ -217,7 +217,7 @@ fn assert_drops(host: &mut Host, reasons: &[DropReason]) {
     for reason in reasons {
         *expected.entry(reason.label()).or_default() += 1u64;
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     while host.node.drops() != expected {
         assert!(
             Instant::now() < deadline,

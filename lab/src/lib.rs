@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 pub use host::Host;
 pub use node::Node;
-pub use wait::wait_for;
+pub use wait::{patience, wait_for};
 
 /// The underlay of every lab: 192.168.77.0/24, node `n` at .n, the client at .100.
 const UNDERLAY: [u8; 3] = [192, 168, 77];

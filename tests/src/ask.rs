@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::Host;
+use lab::{Host, patience};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -52,7 +52,7 @@ pub fn ask_tcp(host: &Host, to: (Ipv4Addr, u16)) -> Result<Answer> {
 pub fn ask_udp(host: &Host, to: (Ipv4Addr, u16)) -> Result<Answer> {
     host.within(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(patience(PATIENCE)))?;
         socket
             .send_to(b"?", to)
             .with_context(|| format!("cannot send to {to:?}"))?;
@@ -96,9 +96,9 @@ impl Conversation {
     /// # Errors
     /// As [`Self::begin`].
     pub fn begin_here(to: (Ipv4Addr, u16)) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&to.into(), PATIENCE)
+        let stream = TcpStream::connect_timeout(&to.into(), patience(PATIENCE))
             .with_context(|| format!("connect {to:?}"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience(PATIENCE)))?;
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
         ensure!(

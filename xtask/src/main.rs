@@ -4,9 +4,11 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod demo;
+mod follow;
 mod setup;
 mod test;
 mod verify;
+mod vm;
 
 use clap::{Parser, Subcommand};
 

@@ -1,7 +1,7 @@
 //! What the other commands need on the machine: looked for, and installed where it is missing.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use lab::progress::step;
 
-/// tcx links came with Linux 6.6.
-const KERNEL_MIN: (u32, u32) = (6, 6);
+/// The oldest kernel that the tests run under.
+const KERNEL_MIN: (u32, u32) = (6, 1);
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 
@@ -41,12 +41,23 @@ const BUILD: &[Package] = &[
     package("gcc", "/usr/bin/cc"),
 ];
 const TEST: &[Package] = &[package("docker.io", "docker")];
+/// For tests under another kernel.
+const MACHINE: &[Package] = &[
+    package("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    package("busybox-static", "/usr/bin/busybox"),
+    package("cpio", "/usr/bin/cpio"),
+    package("kmod", "/usr/sbin/depmod"),
+    package("binutils", "/usr/bin/strip"),
+    package("docker.io", "docker"),
+];
 
 /// What a command is about to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum For {
     Run,
     Test,
+    /// Tests in an emulated machine.
+    Machine,
 }
 
 /// Installs what is missing. Asks nothing.
@@ -64,8 +75,10 @@ pub fn ensure_ready(purpose: For) -> Result<()> {
     if !own_toolchain {
         wanted.extend(BUILD);
     }
-    if purpose == For::Test {
-        wanted.extend(TEST);
+    match purpose {
+        For::Run => {}
+        For::Test => wanted.extend(TEST),
+        For::Machine => wanted.extend(MACHINE),
     }
     let missing: Vec<_> = wanted
         .into_iter()
@@ -87,8 +100,7 @@ fn check_kernel() -> Result<()> {
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     ensure!(
         version >= KERNEL_MIN,
-        "kernel {release} has no tcx: swarmnet needs Linux {}.{} or later (Debian 12: \
-         `apt-get install -t bookworm-backports linux-image-amd64` and reboot)",
+        "kernel {release} is too old: swarmnet needs Linux {}.{} or later, as Debian 12 has it",
         KERNEL_MIN.0,
         KERNEL_MIN.1,
     );
@@ -103,8 +115,15 @@ fn is_there(sign: &str) -> bool {
     if sign.starts_with('/') {
         return Path::new(sign).exists();
     }
+    find(sign).is_some()
+}
+
+/// A program in `PATH`.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(sign).exists())
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|path| path.exists())
 }
 
 fn has_nightly_rust_src() -> bool {

@@ -12,8 +12,8 @@ use std::{
 };
 
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
-    tc::TcAttachOptions,
+    CgroupAttachMode, CgroupSockAddr, SchedClassifier, TcAttachType, Xdp, XdpMode,
+    tc::qdisc_add_clsact,
 };
 use dataplane_abi::{Be16, Be32, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig};
 
@@ -23,7 +23,9 @@ use super::{
 };
 
 /// No exchange here takes longer unless it is broken.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub fn patience() -> Duration {
+    lab::patience(Duration::from_secs(5))
+}
 
 pub const VNI: u32 = 4097;
 
@@ -133,10 +135,9 @@ impl Host {
     pub fn attach(&mut self, name: &str, device: &str) {
         let program: &mut SchedClassifier = program(&mut self.node.ebpf, name);
         self.namespace.run(|| {
-            let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-            program
-                .attach_with_options(device, TcAttachType::Ingress, options)
-                .unwrap();
+            // Before Linux 6.6 it becomes a filter, which needs this; else it does no harm.
+            let _ = qdisc_add_clsact(device);
+            program.attach(device, TcAttachType::Ingress).unwrap();
         });
     }
 
@@ -320,7 +321,7 @@ impl Drop for Cgroup {
             std::process::id().to_string(),
         );
         // Commands that other tests of this process run meanwhile were born here: they end soon.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         let left = moved.and_then(|()| {
             loop {
                 match fs::remove_dir(&self.path) {
@@ -387,7 +388,7 @@ impl EchoServer {
     #[track_caller]
     pub fn peer(&self) -> SocketAddr {
         self.peers
-            .recv_timeout(PATIENCE)
+            .recv_timeout(patience())
             .expect("the server saw a client")
     }
 
@@ -401,10 +402,10 @@ impl EchoServer {
 #[track_caller]
 pub fn connect(namespace: &Namespace, to: SocketAddr) -> TcpStream {
     let stream = namespace
-        .run(|| TcpStream::connect_timeout(&to, PATIENCE))
+        .run(|| TcpStream::connect_timeout(&to, patience()))
         .unwrap_or_else(|e| panic!("connect to {to}: {e}"));
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience())).unwrap();
+    stream.set_write_timeout(Some(patience())).unwrap();
     stream
 }
 
@@ -436,6 +437,6 @@ pub fn ask(socket: &UdpSocket, to: SocketAddr, len: usize) -> SocketAddr {
 
 pub fn udp(namespace: &Namespace) -> UdpSocket {
     let socket = namespace.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(patience())).unwrap();
     socket
 }

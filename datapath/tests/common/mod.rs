@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, MapData, PerCpuArray},
-    programs::{CgroupSockAddr, SchedClassifier, TestRun, TestRunOptions, Xdp},
+    programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropCounter, DropReason, EndpointKey, EndpointValue,
@@ -53,7 +53,7 @@ pub const fn ip(a: u8, b: u8, c: u8, d: u8) -> Be32 {
     Be32::from_host(u32::from_be_bytes([a, b, c, d]))
 }
 
-/// The programs of one node, loaded and not attached, and what they left behind.
+/// The programs of one node, not attached, and what they left behind.
 pub struct Node {
     pub ebpf: Ebpf,
     /// How many elements of `FRONTENDS` are written.
@@ -66,9 +66,10 @@ pub struct Outcome {
 }
 
 impl Node {
-    /// Loads all programs with maps of a size that tests in parallel can afford.
+    /// All maps, of a size that tests in parallel can afford. The programs are loaded when they are
+    /// first used: on a slow machine the verifier takes its time.
     pub fn load() -> Self {
-        let mut ebpf = EbpfLoader::new()
+        let ebpf = EbpfLoader::new()
             .map_max_entries("RINGS", 1024)
             .map_max_entries("BACKENDS", 4096)
             .map_max_entries("FLOWS", 4096)
@@ -79,17 +80,6 @@ impl Node {
             .map_max_entries("STATS", 1024)
             .load(OBJECT)
             .expect("the object loads");
-        for name in TC_PROGRAMS {
-            let program: &mut SchedClassifier = program(&mut ebpf, name);
-            program.load().unwrap_or_else(|e| panic!("{name}: {e:#?}"));
-        }
-        let xdp: &mut Xdp = program(&mut ebpf, "sn_xdp_uplink");
-        xdp.load()
-            .unwrap_or_else(|e| panic!("sn_xdp_uplink: {e:#?}"));
-        for name in SOCKET_PROGRAMS {
-            let program: &mut CgroupSockAddr = program(&mut ebpf, name);
-            program.load().unwrap_or_else(|e| panic!("{name}: {e:#?}"));
-        }
         Self { ebpf, frontends: 0 }
     }
 
@@ -497,8 +487,20 @@ where
     &'a mut P: TryFrom<&'a mut aya::programs::Program>,
     <&'a mut P as TryFrom<&'a mut aya::programs::Program>>::Error: std::fmt::Debug,
 {
-    ebpf.program_mut(name)
-        .unwrap_or_else(|| panic!("no program {name}"))
-        .try_into()
-        .unwrap()
+    let program = ebpf
+        .program_mut(name)
+        .unwrap_or_else(|| panic!("no program {name}"));
+    if program.fd().is_err() {
+        load(program).unwrap_or_else(|e| panic!("{name}: {e:#?}"));
+    }
+    program.try_into().unwrap()
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
