@@ -1,6 +1,6 @@
 //! What the API needs of the node it runs on. The daemon implements it.
 
-use std::{fmt, net::Ipv4Addr, net::SocketAddrV4, str::FromStr};
+use std::{collections::BTreeSet, fmt, net::Ipv4Addr, net::SocketAddrV4, str::FromStr};
 
 use async_trait::async_trait;
 use model::{
@@ -36,9 +36,9 @@ pub trait LocalNode: Send + Sync + 'static {
     /// What this node says of itself.
     fn description(&self) -> NodeDescription;
 
-    /// Who listens on a port of this node and would lose its packets to a service that publishes
-    /// it. A service that publishes it already is nobody.
-    fn port_user(&self, protocol: Protocol, port: u16) -> Option<PortUser>;
+    /// The first of `ports` on which somebody of this node listens, who would lose its packets to a
+    /// service that publishes it, and who that is. A service that publishes it already is nobody.
+    fn port_user(&self, ports: &BTreeSet<(Protocol, u16)>) -> Option<((Protocol, u16), PortUser)>;
 
     /// A table of this node's data plane as a JSON array of the rows in [`model::inspect`].
     /// [`Table::Nodes`] is answered from the manager and never asked here.

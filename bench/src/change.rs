@@ -148,6 +148,7 @@ fn populate(view: &mut NodeView, size: &Size) {
                 protocol: Protocol::Tcp,
                 published: (FIRST_PORT + number * size.ports + port) as u16,
                 target: 80,
+                addresses: Vec::new(),
             })
             .collect();
         view.put(ViewObject::Service(service(id, ports)));

@@ -1,42 +1,120 @@
 //! Published ports as people write them.
 
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    ops::RangeInclusive,
+};
 
 use anyhow::{Context, Result, bail};
 use bollard_stubs::models::{
     EndpointPortConfig, EndpointPortConfigProtocolEnum as Protocol,
     EndpointPortConfigPublishModeEnum as PublishMode,
 };
+use model::traffic::PUBLISH;
 
 /// More ports than this from one range is a slip of the keyboard.
 const RANGE_MAX: usize = 1024;
 
-/// `80`, `8080:80`, `53:53/udp`, `8080-8082:80-82`, or
-/// `published=8080,target=80,protocol=tcp,mode=ingress`. Ranges come back port by port.
+/// `80`, `8080:80`, `192.0.2.1:8080:80`, `53:53/udp`, `8080-8082:80-82`, or
+/// `published=8080,target=80,protocol=tcp,mode=ingress,ip=192.0.2.1`. Ranges come back port by port.
 ///
 /// # Errors
 /// Says which part is wrong.
 pub fn parse(text: &str) -> Result<Vec<EndpointPortConfig>> {
+    parse_with_address(text).map(|(ports, _)| ports)
+}
+
+/// The labels that keep the addresses in `texts`, which the Docker API has no field for.
+///
+/// # Errors
+/// A port that is named with an address and without one.
+pub fn address_labels(texts: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut labels: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for text in texts {
+        let (ports, addr) = parse_with_address(text)?;
+        for port in ports {
+            let Some(number) = published(&port) else {
+                continue;
+            };
+            let addresses = labels
+                .entry(format!("{PUBLISH}{number}/{}", protocol(&port)))
+                .or_default();
+            addresses.push(addr.map(|addr| addr.to_string()).unwrap_or_default());
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (label, addresses) in labels {
+        match addresses.iter().filter(|addr| addr.is_empty()).count() {
+            0 => drop(found.insert(label, addresses.join(","))),
+            all if all == addresses.len() => {}
+            _ => bail!(
+                "port {} is published on all addresses and on {}: leave out one of them",
+                &label[PUBLISH.len()..],
+                addresses.join("").trim(),
+            ),
+        }
+    }
+    Ok(found)
+}
+
+/// Forgets the addresses of ports that are not published (any more), and notes those of `added`.
+///
+/// # Errors
+/// As [`address_labels`].
+pub fn edit_labels(
+    labels: &mut Option<HashMap<String, String>>,
+    ports: &[EndpointPortConfig],
+    added: &[String],
+) -> Result<()> {
+    let is_published = |label: &str| {
+        ports.iter().any(|port| {
+            let number = published(port).unwrap_or_default();
+            label == format!("{PUBLISH}{number}/{}", protocol(port))
+        })
+    };
+    if let Some(labels) = labels {
+        labels.retain(|label, _| !label.starts_with(PUBLISH) || is_published(label));
+    }
+    let new = address_labels(added)?;
+    if !new.is_empty() {
+        labels.get_or_insert_default().extend(new);
+    }
+    Ok(())
+}
+
+fn parse_with_address(text: &str) -> Result<(Vec<EndpointPortConfig>, Option<Ipv4Addr>)> {
     let ports = if text.contains('=') {
-        parse_long(text).map(|port| vec![port])
+        parse_long(text).map(|(port, addr)| (vec![port], addr))
     } else {
         parse_short(text)
     };
+    let ports = ports.and_then(|(ports, addr)| {
+        if addr.is_some() && ports.iter().any(|port| published(port).is_none()) {
+            bail!("an address needs the port that is published on it, as in 192.0.2.1:8080:80");
+        }
+        if addr.is_some() && ports.iter().any(|port| mode(port) == PublishMode::HOST) {
+            bail!("an address goes with mode ingress only; leave it out, or the mode");
+        }
+        Ok((ports, addr))
+    });
     ports.with_context(|| format!("invalid port `{text}`"))
 }
 
-fn parse_short(text: &str) -> Result<Vec<EndpointPortConfig>> {
+fn parse_short(text: &str) -> Result<(Vec<EndpointPortConfig>, Option<Ipv4Addr>)> {
     let (ports, protocol) = match text.split_once('/') {
         Some((ports, protocol)) => (ports, parse_protocol(protocol)?),
         None => (text, Protocol::TCP),
     };
     let (published, target) = match ports.rsplit_once(':') {
         None => (None, ports),
-        Some((published, _)) if published.contains(':') => {
-            bail!("an address to publish on is not supported: the port opens on every node")
-        }
         Some((published, target)) => (Some(published), target),
     };
+    let (addr, published) = match published.and_then(|published| published.rsplit_once(':')) {
+        None => (None, published),
+        Some((addr, published)) => (Some(parse_address(addr)?), Some(published)),
+    };
+    let published = published.filter(|published| !published.is_empty());
     let targets = parse_range(target)?;
     let published = published.map(parse_range).transpose()?;
     if published
@@ -50,13 +128,18 @@ fn parse_short(text: &str) -> Result<Vec<EndpointPortConfig>> {
         .flatten()
         .map(Some)
         .chain(std::iter::repeat(None));
-    Ok(targets
+    let ports = targets
         .zip(published)
-        .map(|(target, published)| port(target, published, protocol, PublishMode::INGRESS))
-        .collect())
+        .map(|(target, published)| port(target, published, protocol, PublishMode::INGRESS));
+    Ok((ports.collect(), addr))
 }
 
-fn parse_long(text: &str) -> Result<EndpointPortConfig> {
+fn parse_address(text: &str) -> Result<Ipv4Addr> {
+    text.parse()
+        .with_context(|| format!("`{text}` is not an IPv4 address of a node"))
+}
+
+fn parse_long(text: &str) -> Result<(EndpointPortConfig, Option<Ipv4Addr>)> {
     let mut fields = BTreeMap::new();
     for field in text.split(',') {
         let (key, value) = field
@@ -77,10 +160,11 @@ fn parse_long(text: &str) -> Result<EndpointPortConfig> {
         Some("host") => PublishMode::HOST,
         Some(mode) => bail!("mode `{mode}` is neither ingress nor host"),
     };
+    let addr = fields.remove("ip").map(parse_address).transpose()?;
     if let Some(key) = fields.keys().next() {
-        bail!("`{key}` is not one of published, target, protocol and mode");
+        bail!("`{key}` is not one of published, target, protocol, mode and ip");
     }
-    Ok(port(target, published, protocol, mode))
+    Ok((port(target, published, protocol, mode), addr))
 }
 
 fn port(
@@ -312,7 +396,15 @@ mod tests {
             ("0:80", "not a port"),
             ("65536", "not a port"),
             ("80/icmp", "protocol `icmp`"),
-            ("127.0.0.1:80:80", "address"),
+            ("::1:80:80", "`::1` is not an IPv4 address"),
+            ("192.0.2.1:80", "not a port"),
+            ("192.0.2.1::80", "needs the port"),
+            ("ip=192.0.2.1,target=80", "needs the port"),
+            ("ip=192.0.2,target=80,published=8", "not an IPv4 address"),
+            (
+                "ip=192.0.2.1,target=80,published=8,mode=host",
+                "mode ingress only",
+            ),
             ("8080-8082:80", "differ in length"),
             ("9-8:9-8", "backwards"),
             ("1-60000:1-60000", "more than"),
@@ -324,6 +416,44 @@ mod tests {
             let err = format!("{:#}", parse(text).unwrap_err());
             assert!(err.contains(want) && err.contains(text), "{text}: {err}");
         }
+    }
+
+    #[test]
+    fn addresses_become_labels() {
+        let labels = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
+            address_labels(&texts).map(Vec::from_iter)
+        };
+        let label = |port: &str, addr: &str| (format!("{PUBLISH}{port}"), addr.to_owned());
+        assert_eq!(
+            labels(&[
+                "192.0.2.1:8080:80",
+                "ip=127.0.0.1,published=8080,target=80",
+                "192.0.2.1:53-54:53-54/udp",
+                "9:9",
+            ])
+            .unwrap(),
+            [
+                label("53/udp", "192.0.2.1"),
+                label("54/udp", "192.0.2.1"),
+                label("8080/tcp", "192.0.2.1,127.0.0.1"),
+            ]
+        );
+        let error = labels(&["192.0.2.1:8080:80", "8080:80"]).unwrap_err();
+        assert!(error.to_string().contains("8080/tcp"), "{error}");
+
+        let mut kept = Some(HashMap::from([
+            label("1/tcp", "192.0.2.1"),
+            label("2/tcp", "192.0.2.1"),
+        ]));
+        edit_labels(
+            &mut kept,
+            &ports(&["2:2", "3:3"]),
+            &["192.0.2.3:3:3".to_owned()],
+        )
+        .unwrap();
+        let after = [label("2/tcp", "192.0.2.1"), label("3/tcp", "192.0.2.3")];
+        assert_eq!(kept.unwrap(), HashMap::from(after));
     }
 
     fn ports(texts: &[&str]) -> Vec<EndpointPortConfig> {

@@ -3,12 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use dataplane_abi::ServiceValue;
+use dataplane_abi::{SERVICE_AFFINITY, ServiceValue};
 use model::feed::NodeView;
 use tracing::{debug, info};
 
@@ -356,14 +355,15 @@ fn moves_flows(ops: &[Op], present: &Tables) -> bool {
     });
     let written: BTreeMap<u32, &ServiceValue> = written.collect();
     let turned = ops.iter().filter_map(|op| match op {
-        Op::SetPort(port, word) => {
-            let addr = Ipv4Addr::UNSPECIFIED;
-            Some((Published { addr, port: *port }, word.frontend()?))
-        }
+        Op::SetPort(port, word) => Some((Published::everywhere(*port), word.frontend()?)),
         Op::PutAddressed(at, index) => Some((*at, *index)),
         _ => None,
     });
-    let ring = |of: &ServiceValue| (of.ring_base, of.ring_len, of.single, of.backend_count);
+    let ring = |of: &ServiceValue| {
+        let affinity = of.flags & SERVICE_AFFINITY;
+        let (base, len) = (of.ring_base, of.ring_len);
+        (base, len, of.single, of.backend_count, affinity)
+    };
     turned.chain(present.published()).any(|(at, index)| {
         let had = present.services.get(&Frontend::Published(at));
         let gets = written.get(&index);

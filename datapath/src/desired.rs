@@ -10,13 +10,15 @@ use std::{
 use dataplane_abi::{
     BACKEND_ACTIVE, BACKEND_DRAINING, BACKENDS_PER_SERVICE_MAX, BackendValue, Be16, Be32,
     EndpointValue, LocalEndpoint, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig,
-    PeerValue, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue,
+    PeerValue, SERVICE_AFFINITY, SERVICE_DIRECT_RETURN, TargetValue, VETH_GATEWAY, VETH_OVERLAY,
+    VethValue,
     net::{mesh_mac, task_mac, tunnel_mtu},
 };
 use model::{
     EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
     feed::{BackendState, ClusterView, EndpointView, NodeView, PeerView, ServiceView},
     spec::EndpointMode,
+    traffic::Policy,
 };
 
 use crate::{
@@ -86,6 +88,8 @@ pub struct FrontendSpec {
     pub pool: Arc<Pool>,
     /// From the published port to the task's; zero keeps it.
     pub port_shift: u16,
+    /// `SERVICE_*`.
+    pub flags: u32,
 }
 
 /// The backends of a frontend, in ascending order of endpoint. Frontends of one service share it.
@@ -94,6 +98,37 @@ pub struct Pool {
     pub backends: Arc<[BackendValue]>,
     /// As `backends`; weight zero gets no new flows.
     pub members: Arc<[Member]>,
+}
+
+impl Pool {
+    /// The part of it that is here. If all that get new flows are elsewhere, those that drain here
+    /// keep theirs.
+    fn of_this_node(&self) -> Arc<Self> {
+        let here = || {
+            let both = self.backends.iter().zip(self.members.iter());
+            both.filter(|(backend, _)| backend.vtep.is_zero())
+        };
+        let idle = here().all(|(_, member)| member.weight == 0);
+        Arc::new(Self {
+            backends: here().map(|(backend, _)| *backend).collect(),
+            members: here()
+                .map(|(_, member)| Member {
+                    weight: if idle { 1 } else { member.weight },
+                    ..*member
+                })
+                .collect(),
+        })
+    }
+}
+
+fn flags(policy: Policy) -> u32 {
+    [
+        (policy.direct_return, SERVICE_DIRECT_RETURN),
+        (policy.affinity, SERVICE_AFFINITY),
+    ]
+    .into_iter()
+    .filter(|(is_set, _)| *is_set)
+    .fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// What the maps shall hold for `view` on the node of `local`.
@@ -326,6 +361,7 @@ impl<'a> Projection<'a> {
                 service: service.id,
                 pool: self.pool(service.id, backend, &mut desired.skipped),
                 port_shift: 0,
+                flags: flags(service.policy),
             };
             claim(desired, Frontend::Vip(OverlayAddr { vni, addr: vip }), spec);
         }
@@ -344,20 +380,36 @@ impl<'a> Projection<'a> {
             Some((vtep, vtep, mesh_mac::Kind::Forward.mac(endpoint.id.0)))
         };
         let pool = self.pool(service.id, backend, &mut desired.skipped);
+        let own = pool.of_this_node();
         for port in &service.ports {
-            let at = Published {
-                addr: Ipv4Addr::UNSPECIFIED,
-                port: Port {
-                    proto: port.protocol.number(),
-                    number: port.published,
-                },
-            };
-            let spec = FrontendSpec {
+            let spec = |pool: &Arc<Pool>| FrontendSpec {
                 service: service.id,
-                pool: Arc::clone(&pool),
+                pool: Arc::clone(pool),
                 port_shift: port.target.wrapping_sub(port.published),
+                flags: flags(service.policy),
             };
-            claim(desired, Frontend::Published(at), spec);
+            let everywhere = Published::everywhere(Port {
+                proto: port.protocol.number(),
+                number: port.published,
+            });
+            if port.addresses.is_empty() {
+                claim(desired, Frontend::Published(everywhere), spec(&pool));
+            }
+            for addr in port.addresses.iter().copied() {
+                let at = |own| {
+                    Frontend::Published(Published {
+                        addr,
+                        own,
+                        ..everywhere
+                    })
+                };
+                if !addr.is_loopback() {
+                    claim(desired, at(false), spec(&pool));
+                }
+                if addr.is_loopback() || self.local.node_addrs.contains(&addr) {
+                    claim(desired, at(true), spec(&own));
+                }
+            }
         }
     }
 
@@ -370,7 +422,7 @@ impl<'a> Projection<'a> {
         skipped: &mut Vec<Skipped>,
     ) -> Arc<Pool> {
         let endpoints = self.by_service.get(&service).into_iter().flatten();
-        let mut found: Vec<(Tier, BackendValue)> = endpoints
+        let mut found: Vec<(Tier, u32, BackendValue)> = endpoints
             .filter_map(|endpoint| {
                 let tier = self.tier(endpoint)?;
                 let (addr, vtep, mac) = backend(endpoint, self.vtep(endpoint)?)?;
@@ -386,7 +438,7 @@ impl<'a> Projection<'a> {
                     mac,
                     _pad: 0,
                 };
-                Some((tier, value))
+                Some((tier, endpoint.weight.max(1), value))
             })
             .collect();
         let most = BACKENDS_PER_SERVICE_MAX as usize - 1;
@@ -397,14 +449,14 @@ impl<'a> Projection<'a> {
             });
             found.truncate(most);
         }
-        let best = found.iter().map(|(tier, _)| *tier).min();
-        let members = found.iter().map(|(tier, value)| Member {
+        let best = found.iter().map(|(tier, ..)| *tier).min();
+        let members = found.iter().map(|(tier, weight, value)| Member {
             endpoint: EndpointId(value.endpoint),
-            weight: u32::from(Some(*tier) == best),
+            weight: if Some(*tier) == best { *weight } else { 0 },
         });
         Arc::new(Pool {
             members: members.collect(),
-            backends: found.iter().map(|(_, value)| *value).collect(),
+            backends: found.iter().map(|(.., value)| *value).collect(),
         })
     }
 

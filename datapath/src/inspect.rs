@@ -225,7 +225,12 @@ impl Names<'_> {
         let mut ports = service.ports.iter();
         ports
             .find(|port| {
-                port.published == at.port.number && port.protocol.number() == at.port.proto
+                let on_it = match at.addr.is_unspecified() {
+                    true => port.addresses.is_empty(),
+                    false => port.addresses.contains(&at.addr),
+                };
+                let port = (port.protocol.number(), port.published);
+                on_it && port == (at.port.proto, at.port.number)
             })
             .map(|port| port.protocol)
     }

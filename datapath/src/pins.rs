@@ -12,7 +12,7 @@ use std::{
 
 use dataplane_abi::{
     Be16, Be32, FlowKey, FlowValue, PinKey, PinValue, RingSlot,
-    hash::{FlowTuple, flow_hash, ring_slot},
+    hash::{FlowTuple, ring_slot},
 };
 use model::{
     EndpointId, NodeId,
@@ -155,13 +155,10 @@ fn is_forgotten(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> bool {
 
 /// Endpoints that the flow's slot names; `None` when its port is published no more.
 fn owners(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> Option<BTreeSet<u32>> {
-    let at = Published {
-        addr: Ipv4Addr::UNSPECIFIED,
-        port: Port {
-            proto: key.proto,
-            number: flow.published.to_host(),
-        },
-    };
+    let at = Published::everywhere(Port {
+        proto: key.proto,
+        number: flow.published.to_host(),
+    });
     let own = Published {
         addr: flow.node_addr.into(),
         ..at
@@ -175,7 +172,7 @@ fn owners(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> Option<BTreeSet<u
         dst_port: flow.published,
         proto: key.proto,
     };
-    let hash = flow_hash(tuple, tables.config.ring_seed);
+    let hash = service.hash(tuple, tables.config.ring_seed);
     if slots.is_empty() {
         return Some(BTreeSet::new());
     }

@@ -10,8 +10,8 @@ use std::{
 
 use dataplane_abi::{
     BackendValue, EndpointKey, EndpointValue, LocalEndpoint, NetnsValue, NodeConfig, PeerValue,
-    PortWord, PublishedKey, RING_CHUNK_SLOTS, ServiceValue, TargetKey, TargetValue, VethValue,
-    VipKey,
+    PortWord, PublishedKey, RING_CHUNK_SLOTS, SIDE_PACKETS, SIDE_SOCKETS, ServiceValue, TargetKey,
+    TargetValue, VethValue, VipKey,
 };
 use model::EndpointId;
 
@@ -70,10 +70,20 @@ pub struct Port {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Published {
     pub addr: Ipv4Addr,
+    /// On an address: for this node's own sockets, not for packets.
+    pub own: bool,
     pub port: Port,
 }
 
 impl Published {
+    pub const fn everywhere(port: Port) -> Self {
+        Self {
+            addr: Ipv4Addr::UNSPECIFIED,
+            own: false,
+            port,
+        }
+    }
+
     /// The next port on the same addresses.
     pub fn next(self) -> Option<Self> {
         let number = self.port.number.checked_add(1)?;
@@ -91,7 +101,7 @@ impl From<Published> for PublishedKey {
             addr: at.addr.into(),
             port: dataplane_abi::Be16::from_host(at.port.number),
             proto: at.port.proto,
-            _pad: 0,
+            side: if at.own { SIDE_SOCKETS } else { SIDE_PACKETS },
         }
     }
 }
@@ -100,6 +110,7 @@ impl From<PublishedKey> for Published {
     fn from(key: PublishedKey) -> Self {
         Self {
             addr: key.addr.into(),
+            own: key.side == SIDE_SOCKETS,
             port: Port {
                 proto: key.proto,
                 number: key.port.to_host(),
@@ -155,7 +166,8 @@ impl fmt::Display for Frontend {
                 } else {
                     write!(f, "{}", at.addr)?;
                 }
-                write!(f, ":{}", at.port)
+                let own = if at.own { " for this node" } else { "" };
+                write!(f, ":{}{own}", at.port)
             }
         }
     }
@@ -204,13 +216,10 @@ pub struct Tables {
 impl Tables {
     /// What is published, and where in `FRONTENDS` it leads to.
     pub fn published(&self) -> impl Iterator<Item = (Published, u32)> + '_ {
-        let everywhere = self.ports.iter().filter_map(|(port, word)| {
-            let at = Published {
-                addr: Ipv4Addr::UNSPECIFIED,
-                port: *port,
-            };
-            Some((at, word.frontend()?))
-        });
+        let everywhere = self
+            .ports
+            .iter()
+            .filter_map(|(port, word)| Some((Published::everywhere(*port), word.frontend()?)));
         everywhere.chain(self.addressed.iter().map(|(at, index)| (*at, *index)))
     }
 

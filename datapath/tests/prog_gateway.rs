@@ -4,7 +4,8 @@ mod common;
 
 use common::*;
 use dataplane_abi::{
-    Be16, Be32, DropReason, FLOW_BRIDGED, FLOW_TASK_FIN, FlowKey, FlowValue, NodeConfig,
+    Be16, Be32, DropReason, FLOW_BRIDGED, FLOW_DIRECT, FLOW_TASK_FIN, FlowKey, FlowValue,
+    NodeConfig,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -124,6 +125,24 @@ fn reply_of_a_flow_that_entered_here_is_routed_to_the_client() {
         &reply(ACK).bytes(),
         TC_ACT_REDIRECT,
         &resolved,
+    );
+}
+
+/// A flow that opened with direct return goes the same way though it entered elsewhere.
+#[test]
+fn reply_that_returns_directly_is_routed_to_the_client() {
+    let netns = PrivateNetns::with_uplink();
+    netns.ip("neigh add 192.0.2.9 lladdr 02:00:00:00:00:99 dev up0 nud permanent");
+    let mut node = node(TCP, ENTRY);
+    let mut flow: FlowValue = node.get("FLOWS", key(TCP)).unwrap();
+    flow.flags = FLOW_DIRECT;
+    node.put_flow(key(TCP), flow);
+    let expected = Frame::tcp((ENTRY_ADDR, 8080), CLIENT, ACK).ttl(63);
+    node.assert_sends(
+        "sn_tc_gateway",
+        &reply(ACK).bytes(),
+        TC_ACT_REDIRECT,
+        &expected.macs(CLIENT_MAC, UPLINK_MAC).bytes(),
     );
 }
 

@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4, TcpListener},
     os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
@@ -15,7 +16,7 @@ use nix::sys::socket::{
 use common::*;
 use dataplane_abi::{
     BACKEND_DRAINING, Be16, Be32, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FlowKey, FlowValue,
-    LocalEndpoint, NodeConfig,
+    LocalEndpoint, NodeConfig, SERVICE_AFFINITY, ServiceValue,
     hash::{FlowTuple, flow_hash, ring_slot},
     net::{mesh_mac::Kind, task_mac},
 };
@@ -872,5 +873,29 @@ fn address_of_its_own_comes_before_all_the_others() {
             false => (TC_ACT_UNSPEC, 1, 0),
         };
         assert_eq!(frontends(ELSEWHERE), other);
+    }
+}
+
+/// With affinity the source port makes no difference, the client's address does; without, both do.
+#[test]
+fn affinity_leaves_the_source_port_out() {
+    for (flags, ports_seen) in [(0, 2), (SERVICE_AFFINITY, 1)] {
+        let mut node = node();
+        let backends = [0, 1].map(|id| backend(EP + id, NODE_B, NODE_B));
+        let slots: Vec<_> = (0..1024).map(|at| slot(at % 2, at % 2)).collect();
+        let service = node.service(0, FRONT, 80, &backends, &slots);
+        node.publish(8080, TCP, ServiceValue { flags, ..service });
+        let mut seen = |client: (Be32, u16)| {
+            let frame = Frame::tcp(client, PUBLISHED, SYN);
+            let outcome = node.run_tc("sn_tc_uplink", &frame.bytes());
+            assert_eq!(outcome.verdict, TC_ACT_REDIRECT);
+            outcome.packet[..6].to_vec()
+        };
+        let ports: BTreeSet<_> = (0..64).map(|n| seen((CLIENT.0, 40_000 + n))).collect();
+        assert_eq!(ports.len(), ports_seen);
+        let clients: BTreeSet<_> = (0..64)
+            .map(|n| seen((ip(203, 0, 113, n), CLIENT.1)))
+            .collect();
+        assert_eq!(clients.len(), 2);
     }
 }

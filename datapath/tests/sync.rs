@@ -494,6 +494,7 @@ fn thousand_ports_are_published_in_a_moment() {
                 protocol: Protocol::Tcp,
                 published,
                 target: published - 1000,
+                addresses: Vec::new(),
             })
             .collect();
         view.put(endpoint(1, SELF, Active));

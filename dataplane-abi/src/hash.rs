@@ -21,6 +21,18 @@ pub const fn flow_hash(tuple: FlowTuple, seed: u64) -> u32 {
     (fmix64(flow ^ seed.wrapping_add(tuple.proto as u64)) >> 32) as u32
 }
 
+/// As [`flow_hash`], for all flows of a client.
+#[inline(always)]
+pub const fn client_hash(client: Be32, seed: u64) -> u32 {
+    let tuple = FlowTuple {
+        src: client,
+        src_port: Be16::ZERO,
+        dst_port: Be16::ZERO,
+        proto: 0,
+    };
+    flow_hash(tuple, seed)
+}
+
 #[inline(always)]
 const fn fmix64(mut x: u64) -> u64 {
     x ^= x >> 33;

@@ -3,7 +3,10 @@
 //! Across layouts contents are carried over byte by byte, so a value only grows at its end, a field
 //! that is not written is zero, and a key never changes (docs/decisions/0007).
 
-use crate::net::{Be16, Be32};
+use crate::{
+    hash::{FlowTuple, client_hash, flow_hash},
+    net::{Be16, Be32},
+};
 
 macro_rules! map_types {
     ($($(#[$doc:meta])* $name:ident : $size:literal { $($(#[$field_doc:meta])* $field:ident : $ty:ty),+ $(,)? })+) => {$(
@@ -111,14 +114,15 @@ map_types! {
     }
 
     /// Key of `ADDRESSED`, hash: ports that are published on one address of the cluster only, which
-    /// need not be this node's. Its value is an index into `FRONTENDS`. Written by the agent; read
+    /// need not be this node's, or for this node's own sockets. Its value is an index into `FRONTENDS`. Written by the agent; read
     /// by the uplink, vxlan and socket programs, for ports whose [`PortWord`](crate::PortWord) says so.
     PublishedKey: 8 {
         addr: Be32,
         port: Be16,
         /// IANA protocol number.
         proto: u8,
-        _pad: u8,
+        /// [`SIDE_PACKETS`] or [`SIDE_SOCKETS`].
+        side: u8,
     }
 
     /// `VIPS`, hash, and `FRONTENDS`, array: a service's frontend. An entry of the hash is replaced
@@ -356,6 +360,16 @@ impl RingSlot {
 }
 
 impl ServiceValue {
+    /// What chooses a flow's slot. With affinity that is the client alone, so that all ports of the
+    /// service agree.
+    #[inline(always)]
+    pub const fn hash(&self, tuple: FlowTuple, seed: u64) -> u32 {
+        match self.flags & SERVICE_AFFINITY {
+            0 => flow_hash(tuple, seed),
+            _ => client_hash(tuple.src, seed),
+        }
+    }
+
     /// Port in the task of what was sent to `port`.
     #[inline(always)]
     pub const fn target(&self, port: Be16) -> Be16 {
@@ -396,6 +410,21 @@ pub const FLOW_RESET: u16 = 4;
 pub const FLOW_BRIDGED: u16 = 8;
 /// `FlowValue::flags`, in `SYN_FLOWS`: the client has answered the task, as far as one can tell.
 pub const FLOW_ACKED: u16 = 128;
+/// `FlowValue::flags`: replies go to the client by this node's own routes. Set when the flow opens,
+/// so a change of the service leaves it as it is.
+pub const FLOW_DIRECT: u16 = 16;
+
+/// `PublishedKey::side`: for packets, from wherever they come.
+pub const SIDE_PACKETS: u8 = 0;
+/// `PublishedKey::side`: for sockets of the node and its tasks; leads to backends of this node only,
+/// as no other node has the port on an address of its own.
+pub const SIDE_SOCKETS: u8 = 1;
+
+/// `ServiceValue::flags`: flows open with [`FLOW_DIRECT`].
+pub const SERVICE_DIRECT_RETURN: u32 = 1;
+/// `ServiceValue::flags`: slots are chosen by the client's address alone.
+pub const SERVICE_AFFINITY: u32 = 2;
+
 /// How old `last_seen` gets before a packet renews it: the entry's cache line stays clean.
 pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;
 

@@ -2,8 +2,8 @@
 //! backend? Nothing is kept per flow.
 
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, NodeConfig, PortWord, PublishedKey, ServiceValue,
-    ports::port_index,
+    BackendValue, Be16, Be32, DropReason, NodeConfig, PortWord, PublishedKey, SIDE_PACKETS,
+    ServiceValue, ports::port_index,
 };
 
 use crate::{
@@ -31,7 +31,7 @@ impl Entry {
             return None;
         }
         // The port first: it sorts out nearly all that is not ours with one look.
-        let service = published(packet.dst, packet.dst_port, packet.proto)?;
+        let service = published(packet.dst, packet.dst_port, packet.proto, SIDE_PACKETS)?;
         is_node_addr(packet.dst).then_some(Self { packet, service })
     }
 
@@ -41,7 +41,8 @@ impl Entry {
         if self.packet.is_fragment() {
             return Err(DropReason::Fragmented);
         }
-        let slot = service::slot(self.service, self.packet.hash(config.ring_seed))?;
+        let hash = service::hash(self.service, &self.packet, config.ring_seed);
+        let slot = service::slot(self.service, hash)?;
         let backend = service::backend(self.service, slot.now)?;
         if self.packet.is_syn() && !service::takes_new_flows(backend) {
             return Err(DropReason::NoBackend);
@@ -52,11 +53,11 @@ impl Entry {
 
 /// The service behind a published port. What is not published costs one look into an array.
 #[inline(always)]
-pub fn published(addr: Be32, port: Be16, proto: u8) -> Option<&'static ServiceValue> {
+pub fn published(addr: Be32, port: Be16, proto: u8, side: u8) -> Option<&'static ServiceValue> {
     let index = port_index(proto, port)?;
     let mut word = port_word(index)?;
     if word.is_by_address() {
-        word = match addressed(addr, port, proto) {
+        word = match addressed(addr, port, proto, side) {
             Some(frontend) => PortWord::from_raw(frontend),
             // The address may just have lost a frontend of its own to that of all the others: the
             // agent writes the word before it removes the address, so the word now is right.
@@ -80,12 +81,12 @@ fn port_word(index: u32) -> Option<PortWord> {
 /// Not inlined: the verifier (6.18) then forgets how it got here, and walks what follows once. In
 /// line, `sn_tc_vxlan` took 142 000 instructions of it, so 55 000.
 #[inline(never)]
-fn addressed(addr: Be32, port: Be16, proto: u8) -> Option<u32> {
+fn addressed(addr: Be32, port: Be16, proto: u8, side: u8) -> Option<u32> {
     let key = PublishedKey {
         addr,
         port,
         proto,
-        _pad: 0,
+        side,
     };
     // SAFETY: a value replaced meanwhile is not reused before this CPU has long read it.
     unsafe { ADDRESSED.get(key) }.copied()

@@ -5,8 +5,8 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, maps::LruHashMap};
 use dataplane_abi::{
-    Be16, Be32, DropReason, FLOW_ACKED, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TOUCH_NS, FlowKey,
-    FlowValue, LocalEndpoint, ServiceValue,
+    Be16, Be32, DropReason, FLOW_ACKED, FLOW_CLIENT_FIN, FLOW_DIRECT, FLOW_RESET, FLOW_TOUCH_NS,
+    FlowKey, FlowValue, LocalEndpoint, SERVICE_DIRECT_RETURN, ServiceValue,
 };
 
 use crate::{
@@ -37,6 +37,8 @@ pub struct Visit<'a> {
     pub target_port: Be16,
     /// Tunnel address of the entry node; zero when that is this node.
     pub entry: Be32,
+    /// Of the flow, if it opens.
+    flags: u16,
 }
 
 impl<'a> Visit<'a> {
@@ -54,6 +56,10 @@ impl<'a> Visit<'a> {
             local,
             target_port: published.target(packet.dst_port),
             entry,
+            flags: match published.flags & SERVICE_DIRECT_RETURN {
+                0 => 0,
+                _ => FLOW_DIRECT,
+            },
         }
     }
 
@@ -166,7 +172,7 @@ impl<'a> Visit<'a> {
             entry_vtep: self.entry,
             node_addr: self.packet.dst,
             published: self.packet.dst_port,
-            flags: 0,
+            flags: self.flags,
             endpoint: self.endpoint,
             generation: self.local.generation,
             stats: self.local.stats,
@@ -185,7 +191,7 @@ impl<'a> Visit<'a> {
     /// just sent again.
     #[inline(always)]
     fn succeeds(&self, flow: &FlowValue) -> bool {
-        flow.flags != 0 || !self.is_same_frontend(flow)
+        flow.flags & !FLOW_DIRECT != 0 || !self.is_same_frontend(flow)
     }
 
     #[inline(always)]

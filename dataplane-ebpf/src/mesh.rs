@@ -1,8 +1,8 @@
 //! The mesh at the backend's node: delivery into a task, replies, second hops.
 
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, FLOW_TASK_FIN, FlowValue, LocalEndpoint, NodeConfig,
-    ServiceValue,
+    BackendValue, Be16, Be32, DropReason, FLOW_DIRECT, FLOW_TASK_FIN, FlowValue, LocalEndpoint,
+    NodeConfig, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -173,6 +173,16 @@ pub fn hand_on(
     redirect::into_tunnel(skb, config, config.mesh_vni, owner.vtep, packet.tos)
 }
 
+/// Where what a task sends to its client enters the tunnel; zero when it leaves by this node's routes.
+#[inline(always)]
+pub fn return_entry(flow: &FlowValue) -> Be32 {
+    match flow.flags & FLOW_DIRECT {
+        0 => flow.entry_vtep,
+        // As if this node had been the entry.
+        _ => Be32::ZERO,
+    }
+}
+
 /// Sends a task's reply to where the client's packets enter the cluster.
 #[inline(always)]
 pub fn reply(
@@ -184,7 +194,8 @@ pub fn reply(
     if packet.is_fragment() {
         return Err(DropReason::Fragmented);
     }
-    let (entry, src, port) = (flow.entry_vtep, flow.node_addr, flow.published);
+    let (src, port) = (flow.node_addr, flow.published);
+    let entry = return_entry(flow);
     if !entry.is_zero()
         && let Err(reason) = too_big::check(skb, config, packet)
     {

@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use dataplane_abi::{
-    Be32, DropReason, FLOW_BRIDGED, LocalEndpoint, NodeConfig, ServiceValue,
+    Be32, DropReason, FLOW_BRIDGED, LocalEndpoint, NodeConfig, SIDE_PACKETS, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -28,7 +28,7 @@ pub fn find(skb: Skb, bytes: Bytes) -> Option<Found> {
     }
     let packet = Packet::parse(bytes).ok()?;
     let asked = Quote::of(skb, &packet)?.backward();
-    let service = entry::published(asked.dst, asked.dst_port, asked.proto)?;
+    let service = entry::published(asked.dst, asked.dst_port, asked.proto, SIDE_PACKETS)?;
     entry::is_node_addr(asked.dst).then_some(Found {
         packet,
         entry: Entry {
@@ -71,8 +71,8 @@ pub fn deliver(
 ) -> Result<Verdict, DropReason> {
     let quote = Quote::of(skb, packet).ok_or(DropReason::BadIcmp)?;
     let asked = quote.backward();
-    let published =
-        entry::published(asked.dst, asked.dst_port, asked.proto).ok_or(DropReason::NotPublished)?;
+    let published = entry::published(asked.dst, asked.dst_port, asked.proto, SIDE_PACKETS)
+        .ok_or(DropReason::NotPublished)?;
     let mut task = task(skb, &asked, published, arrival, arrival.endpoint);
     if task.is_none()
         && asked.is_established()
@@ -127,7 +127,7 @@ pub fn reply(
         return Some(Ok(TC_ACT_UNSPEC));
     }
     let frontend = (flow.node_addr, flow.published);
-    let (entry, endpoint) = (flow.entry_vtep, flow.endpoint);
+    let (entry, endpoint) = (mesh::return_entry(flow), flow.endpoint);
     Some(mesh::routed_ttl(packet).and_then(|ttl| {
         quote.rewrite(skb, packet, End::Dst, frontend)?;
         skb.set_ip(packet, frontend.0, packet.dst, ttl)?;

@@ -36,7 +36,8 @@ pub fn find(
     {
         return Some(owner);
     }
-    let slot = service::slot(published, packet.hash(config.ring_seed)).ok()?;
+    let hash = service::hash(published, packet, config.ring_seed);
+    let slot = service::slot(published, hash).ok()?;
     let now = service::backend(published, slot.now).ok()?;
     let before = service::backend(published, slot.before).ok()?;
     // A pin that led here in vain is of an earlier connection from the same port.

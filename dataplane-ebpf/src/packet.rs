@@ -242,12 +242,16 @@ impl Packet {
 
     #[inline(always)]
     pub fn hash(&self, seed: u64) -> u32 {
-        let tuple = FlowTuple {
+        flow_hash(self.tuple(), seed)
+    }
+
+    #[inline(always)]
+    pub fn tuple(&self) -> FlowTuple {
+        FlowTuple {
             src: self.src,
             src_port: self.src_port,
             dst_port: self.dst_port,
             proto: self.proto,
-        };
-        flow_hash(tuple, seed)
+        }
     }
 }

@@ -5,7 +5,10 @@ use dataplane_abi::{
     hash::ring_slot,
 };
 
-use crate::maps::{BACKENDS, CONFIG, RINGS};
+use crate::{
+    maps::{BACKENDS, CONFIG, RINGS},
+    packet::Packet,
+};
 
 /// This node's configuration, once the agent wrote it.
 #[inline(always)]
@@ -14,6 +17,12 @@ pub fn config() -> Result<&'static NodeConfig, DropReason> {
         Some(config) if config.generation != 0 => Ok(config),
         _ => Err(DropReason::NotConfigured),
     }
+}
+
+/// What chooses a packet's slot: the node of its backend computes the same.
+#[inline(always)]
+pub fn hash(service: &ServiceValue, packet: &Packet, seed: u64) -> u32 {
+    service.hash(packet.tuple(), seed)
 }
 
 /// The ring's slot of a flow.

@@ -8,8 +8,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, NETNS_NODE, NETNS_VNIS_MAX, NetnsValue, ServiceValue,
-    SockKey, SockOrigin,
+    BackendValue, Be16, Be32, DropReason, NETNS_NODE, NETNS_VNIS_MAX, NetnsValue, SERVICE_AFFINITY,
+    SIDE_SOCKETS, ServiceValue, SockKey, SockOrigin, hash::client_hash,
 };
 
 use crate::{
@@ -69,6 +69,14 @@ impl Call {
         unsafe { bpf_get_socket_cookie(self.0.cast()) }
     }
 
+    /// As what affinity takes the caller: its network namespace, since the socket has no address yet.
+    #[inline(always)]
+    fn client_hash(self) -> u32 {
+        // SAFETY: the context is valid.
+        let cookie = unsafe { bpf_get_netns_cookie(self.0.cast()) };
+        client_hash(Be32::from_host(cookie as u32), cookie >> 32)
+    }
+
     #[inline(always)]
     fn netns(self) -> Option<&'static NetnsValue> {
         // SAFETY: the context is valid; see `entry::published` for the map value.
@@ -102,7 +110,11 @@ pub fn translate(call: Call, hash: impl FnOnce() -> u32) -> i32 {
     let Some(frontend) = frontend(netns, addr, port, proto) else {
         return ALLOW;
     };
-    match choose(frontend.service, hash()) {
+    let hash = match frontend.service.flags & SERVICE_AFFINITY {
+        0 => hash(),
+        _ => call.client_hash(),
+    };
+    match choose(frontend.service, hash) {
         Ok(backend) => {
             let to_port = frontend.port_at(backend, port);
             remember(
@@ -157,7 +169,7 @@ fn frontend(netns: &NetnsValue, addr: Be32, port: Be16, proto: u8) -> Option<Fro
         }
     }
     let loopback = addr.to_host() >> 24 == 127 && netns.kind == NETNS_NODE;
-    let service = entry::published(addr, port, proto)?;
+    let service = entry::published(addr, port, proto, SIDE_SOCKETS)?;
     (loopback || entry::is_node_addr(addr)).then_some(Frontend {
         service,
         published: true,

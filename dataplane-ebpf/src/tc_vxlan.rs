@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::classifier, programs::TcContext,
 };
 use dataplane_abi::{
-    Be32, DropReason, NodeConfig,
+    Be32, DropReason, NodeConfig, SIDE_PACKETS,
     net::{mac_suffix, mesh_mac::Kind},
 };
 
@@ -103,7 +103,7 @@ fn mesh(
     if packet.proto == PROTO_ICMP {
         return mesh_error::deliver(skb, config, packet, arrival);
     }
-    let published = entry::published(packet.dst, packet.dst_port, packet.proto)
+    let published = entry::published(packet.dst, packet.dst_port, packet.proto, SIDE_PACKETS)
         .ok_or(DropReason::NotPublished)?;
     mesh::deliver(skb, config, packet, published, arrival)
         .or_else(|reason| mesh::refuse(skb, config, packet, arrival, reason))

@@ -63,7 +63,7 @@ pub fn outbound(
         return into_self(skb, packet, packet.dst, veth.addr, veth);
     }
 
-    let backend = service::slot(vip, packet.hash(config.ring_seed))
+    let backend = service::slot(vip, service::hash(vip, packet, config.ring_seed))
         .and_then(|slot| backend_of_flow(veth, packet, vip, slot));
     let backend = backend.and_then(|(backend, opens_flow)| {
         if !backend.vtep.is_zero() {
@@ -172,7 +172,7 @@ pub fn known_backend(
     packet: &Packet,
     vip: &ServiceValue,
 ) -> Option<&'static BackendValue> {
-    let slot = service::slot(vip, packet.hash(config.ring_seed)).ok()?;
+    let slot = service::slot(vip, service::hash(vip, packet, config.ring_seed)).ok()?;
     let has_flow = |backend: &&BackendValue| {
         let key = flow_key(veth.vni, packet.src, packet.src_port, backend.addr, packet);
         // SAFETY: as in `is_hairpin_reply`.

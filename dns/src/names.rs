@@ -225,6 +225,7 @@ pub(crate) mod tests {
             mode,
             networks: on.collect(),
             ports: Vec::new(),
+            policy: Default::default(),
         })
     }
 
@@ -249,6 +250,7 @@ pub(crate) mod tests {
             node: NodeId::from_raw(1),
             addresses: on.collect(),
             state,
+            weight: 1,
         })
     }
 

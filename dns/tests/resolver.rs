@@ -61,6 +61,7 @@ fn view(tasks: u32) -> NodeView {
             aliases: Vec::new(),
         }],
         ports: Vec::new(),
+        policy: Default::default(),
     }));
     for number in 1..=tasks {
         view.put(ViewObject::Endpoint(EndpointView {
@@ -76,6 +77,7 @@ fn view(tasks: u32) -> NodeView {
                 prefix_len: 16,
             }],
             state: BackendState::Active,
+            weight: 1,
         }));
     }
     view

@@ -22,6 +22,7 @@ use crate::{
     },
     spec::{EndpointMode, Protocol, TaskSpec},
     state::TaskState,
+    traffic::Policy,
 };
 
 /// Identity of an object in a node's view.
@@ -181,6 +182,7 @@ pub struct ServiceView {
     pub networks: Vec<ServiceNetwork>,
     /// Ports published through the mesh.
     pub ports: Vec<PublishedPort>,
+    pub policy: Policy,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,13 +194,15 @@ pub struct ServiceNetwork {
     pub aliases: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
     pub protocol: Protocol,
     /// On every node.
     pub published: u16,
     /// In the task.
     pub target: u16,
+    /// The addresses that it is on; none means all.
+    pub addresses: Vec<Ipv4Addr>,
 }
 
 /// Whether a backend gets flows.
@@ -226,6 +230,8 @@ pub struct EndpointView {
     /// Only networks that the receiving node takes part in.
     pub addresses: Vec<Attachment>,
     pub state: BackendState,
+    /// Its share of new flows, relative to the service's other endpoints; at least one.
+    pub weight: u32,
 }
 
 /// A task for this node to run.

@@ -19,6 +19,7 @@ pub mod rpc;
 pub mod spec;
 pub mod state;
 pub mod token;
+pub mod traffic;
 
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use object::{EndpointId, Version, Vni};

@@ -130,16 +130,15 @@ fn check_ports_free(node: &Ctx, state: &store::State, spec: &ServiceSpec) -> Res
     let wanted = spec.endpoint.ports.iter();
     let new = wanted
         .filter_map(|port| Some((port.protocol, port.published?)))
-        .filter(|port| !published.contains(port));
-    for (protocol, port) in new {
-        if let Some(user) = node.port_user(protocol, port) {
-            return Err(ApiError::invalid(format!(
-                "port '{port}' ({protocol}) is already in use on this node by {user}: stop it, or \
-                 publish another port"
-            )));
-        }
+        .filter(|port| !published.contains(port))
+        .collect();
+    match node.port_user(&new) {
+        None => Ok(()),
+        Some(((protocol, port), user)) => Err(ApiError::invalid(format!(
+            "port '{port}' ({protocol}) is already in use on this node by {user}: stop it, or \
+             publish another port"
+        ))),
     }
-    Ok(())
 }
 
 /// A name for a service that the user gave none.

@@ -321,6 +321,7 @@ fn view() -> NodeView {
             protocol,
             published: port,
             target: 80,
+            addresses: Vec::new(),
         };
         view.put(ViewObject::Service(service(
             id,
@@ -345,6 +346,7 @@ pub fn service(id: ServiceId, ports: impl Into<Vec<PublishedPort>>) -> ServiceVi
         mode: EndpointMode::Vip,
         networks: Vec::new(),
         ports: ports.into(),
+        policy: Default::default(),
     }
 }
 
@@ -359,5 +361,6 @@ pub fn backend(service: ServiceId, id: u32, node: u32) -> EndpointView {
         node: NodeId::from_raw(node.into()),
         addresses: Vec::new(),
         state: BackendState::Active,
+        weight: 1,
     }
 }

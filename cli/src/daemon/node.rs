@@ -1,6 +1,7 @@
 //! The node behind the API: in no cluster, a worker, or a manager.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -431,8 +432,8 @@ impl LocalNode for Node {
         description()
     }
 
-    fn port_user(&self, protocol: Protocol, port: u16) -> Option<PortUser> {
-        ports::user(protocol, port)
+    fn port_user(&self, ports: &BTreeSet<(Protocol, u16)>) -> Option<((Protocol, u16), PortUser)> {
+        ports::user(ports)
     }
 
     async fn inspect(&self, table: Table) -> Result<serde_json::Value, ApiError> {

@@ -1,6 +1,6 @@
 //! Who on this node listens on a port, as `/proc` tells.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use api::PortUser;
 use model::spec::Protocol;
@@ -9,14 +9,24 @@ use model::spec::Protocol;
 const TCP_LISTEN: &str = "0A";
 const UDP_UNCONNECTED: &str = "07";
 
-/// Whoever gets packets for `port` of this node now. Loopback addresses count: the programs serve
-/// published ports there too. The ports that this daemon holds for services do not.
-pub fn user(protocol: Protocol, port: u16) -> Option<PortUser> {
+/// The first of `ports` for which somebody on this node gets packets now, and who. Loopback
+/// addresses count: the programs serve published ports there too. The ports that this daemon holds
+/// for services do not. `/proc` is read once for all ports: the kernel walks all sockets for that.
+pub fn user(ports: &BTreeSet<(Protocol, u16)>) -> Option<((Protocol, u16), PortUser)> {
+    // The mesh refuses SCTP before anybody asks.
+    [Protocol::Tcp, Protocol::Udp]
+        .into_iter()
+        .filter(|protocol| ports.iter().any(|(wanted, _)| wanted == protocol))
+        .find_map(|protocol| user_of(protocol, |port| ports.contains(&(protocol, port))))
+}
+
+fn user_of(
+    protocol: Protocol,
+    is_wanted: impl Fn(u16) -> bool,
+) -> Option<((Protocol, u16), PortUser)> {
     let (tables, state) = match protocol {
-        Protocol::Tcp => (["tcp", "tcp6"], TCP_LISTEN),
         Protocol::Udp => (["udp", "udp6"], UDP_UNCONNECTED),
-        // The mesh refuses it before anybody asks.
-        Protocol::Sctp => return None,
+        _ => (["tcp", "tcp6"], TCP_LISTEN),
     };
     // Of the main thread: others may be in a task's namespace for a moment.
     let read = |table| fs::read_to_string(Path::new("/proc/self/net").join(table));
@@ -24,11 +34,12 @@ pub fn user(protocol: Protocol, port: u16) -> Option<PortUser> {
         .into_iter()
         .filter_map(|table| read(table).ok())
         .collect();
-    let mut inodes = tables
+    let mut sockets = tables
         .iter()
         .flat_map(|table| table.lines())
-        .filter_map(|line| inode_bound_to(line, state, port));
-    inodes.find_map(|inode| {
+        .filter_map(|line| socket(line, state))
+        .filter(|(port, _)| is_wanted(*port));
+    sockets.find_map(|(port, inode)| {
         let user = owner(inode);
         // TCP ports held for services do not listen; UDP ones cannot be told from others.
         let holds = protocol == Protocol::Udp
@@ -36,19 +47,17 @@ pub fn user(protocol: Protocol, port: u16) -> Option<PortUser> {
                 .process
                 .as_ref()
                 .is_some_and(|(_, pid)| *pid == std::process::id());
-        (!holds).then_some(user)
+        (!holds).then_some(((protocol, port), user))
     })
 }
 
-/// The socket's inode, if the line of `/proc/net/{tcp,udp}{,6}` is of a socket that takes IPv4
-/// packets for `port`.
-fn inode_bound_to<'line>(line: &'line str, state: &str, port: u16) -> Option<&'line str> {
+/// Port and inode, if the line of `/proc/net/{tcp,udp}{,6}` is of a socket that takes IPv4 packets.
+fn socket<'line>(line: &'line str, state: &str) -> Option<(u16, &'line str)> {
     let words: Vec<_> = line.split_whitespace().collect();
     let (addr, bound) = words.get(1)?.rsplit_once(':')?;
-    let ours = u16::from_str_radix(bound, 16) == Ok(port)
-        && words.get(3) == Some(&state)
-        && takes_ipv4(addr);
-    ours.then(|| words.get(9).copied()).flatten()
+    let port = u16::from_str_radix(bound, 16).ok()?;
+    let ours = words.get(3) == Some(&state) && takes_ipv4(addr);
+    ours.then(|| Some((port, *words.get(9)?))).flatten()
 }
 
 /// IPv4 addresses have 8 digits; of IPv6 the unspecified one and mapped ones (words in host order).
@@ -90,6 +99,10 @@ mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
+
+    fn user(protocol: Protocol, port: u16) -> Option<PortUser> {
+        super::user(&[(protocol, port)].into()).map(|(_, user)| user)
+    }
 
     #[test]
     fn listener_is_found_with_its_process_wherever_it_listens() {

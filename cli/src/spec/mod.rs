@@ -4,10 +4,12 @@ mod list;
 mod network;
 mod placement;
 mod task;
+mod traffic;
 
 pub use self::{
     list::{edit_by_key, edit_list, edit_map, parse_env, parse_map, sorted},
     network::{attachment, edit_networks},
     placement::{extra_host, preference},
     task::{TaskFlags, words},
+    traffic::TrafficFlags,
 };

@@ -9,6 +9,7 @@ use model::{
     ServiceId,
     object::Service,
     spec::{PortSpec, Protocol, PublishMode},
+    traffic::Traffic,
 };
 use store::State;
 
@@ -46,7 +47,7 @@ pub(super) fn allocate(
     for port in &mut ports {
         port.published = port.published.filter(|published| *published != 0);
     }
-    check_conflicts(state, service.id, &ports)?;
+    check_conflicts(state, service, &ports)?;
     let mut used = used_by_others(state, service.id);
     used.extend(ports.iter().filter_map(ingress_key));
     keep_former(&mut ports, &service.endpoint.ports, &mut used);
@@ -56,7 +57,11 @@ pub(super) fn allocate(
 
 /// Two services may publish one port on the same host only if both do so in host mode, where the
 /// scheduler keeps them on different nodes.
-fn check_conflicts(state: &State, id: ServiceId, ports: &[PortSpec]) -> Result<(), PortConflict> {
+fn check_conflicts(
+    state: &State,
+    service: &Service,
+    ports: &[PortSpec],
+) -> Result<(), PortConflict> {
     let wanted: BTreeMap<(Protocol, u16), PublishMode> = ports
         .iter()
         .filter_map(|port| Some(((port.protocol, port.published?), port.mode)))
@@ -64,11 +69,14 @@ fn check_conflicts(state: &State, id: ServiceId, ports: &[PortSpec]) -> Result<(
     if wanted.is_empty() {
         return Ok(());
     }
-    for other in state.services().filter(|other| other.id != id) {
+    for other in state.services().filter(|other| other.id != service.id) {
         for port in &other.endpoint.ports {
             let Some(published) = port.published else {
                 continue;
             };
+            if apart(service, other, port.protocol, published) {
+                continue;
+            }
             let mode = wanted.get(&(port.protocol, published));
             if mode.is_some_and(|mode| [*mode, port.mode] != [PublishMode::Host; 2]) {
                 return Err(PortConflict {
@@ -81,6 +89,17 @@ fn check_conflicts(state: &State, id: ServiceId, ports: &[PortSpec]) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Whether two services publish a port on different addresses. "All" meets any.
+fn apart(one: &Service, other: &Service, protocol: Protocol, port: u16) -> bool {
+    let addresses = |service: &Service| {
+        let traffic = Traffic::of(&service.spec.labels).unwrap_or_default();
+        traffic.addresses_of(protocol, port)
+    };
+    let (one, other) = (addresses(one), addresses(other));
+    let both = !one.is_empty() && !other.is_empty();
+    both && one.iter().all(|addr| !other.contains(addr))
 }
 
 /// Host-mode ports too: a dynamic port must be free on every node.

@@ -6,6 +6,7 @@ use model::spec::{
     ContainerSpec, EndpointMode, EndpointSpec, PublishMode, Resources, ServiceSpec, TaskSpec,
     UpdateConfig,
 };
+use model::traffic::{Traffic, publish_label};
 
 use super::OpError;
 use crate::constraint;
@@ -42,7 +43,27 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), OpError> {
     for config in [&spec.update, &spec.rollback].into_iter().flatten() {
         update_config(config)?;
     }
-    endpoint(&spec.endpoint)
+    endpoint(&spec.endpoint)?;
+    traffic(spec)
+}
+
+/// Our own labels, each of a port that is published through the mesh.
+fn traffic(spec: &ServiceSpec) -> Result<(), OpError> {
+    let traffic = Traffic::of(&spec.labels).map_err(|error| OpError::invalid(error.to_string()))?;
+    for (protocol, number) in traffic.addresses.keys() {
+        let is_published = spec.endpoint.ports.iter().any(|port| {
+            let at = (port.protocol, port.published, port.mode);
+            at == (*protocol, Some(*number), PublishMode::Ingress)
+        });
+        if !is_published {
+            return Err(OpError::invalid(format!(
+                "label {}: the service publishes no such port in ingress mode; publish it, or \
+                 remove the label",
+                publish_label(*protocol, *number)
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn task(spec: &TaskSpec) -> Result<(), OpError> {

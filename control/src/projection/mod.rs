@@ -19,6 +19,7 @@ use model::{
     },
     object::{NodeState, Service, Task},
     spec::{EndpointMode, PublishMode},
+    traffic::Traffic,
 };
 use store::State;
 
@@ -128,7 +129,13 @@ impl<'a> Projection<'a> {
     fn service(&self, id: ServiceId) -> Option<ViewObject> {
         let service = self.state.service(id)?;
         let networks = self.service_networks(service);
-        let ports: Vec<_> = mesh_ports(service).collect();
+        let traffic = traffic(service);
+        let ports: Vec<_> = mesh_ports(service)
+            .map(|port| PublishedPort {
+                addresses: traffic.addresses_of(port.protocol, port.published),
+                ..port
+            })
+            .collect();
         if networks.is_empty() && ports.is_empty() {
             return None;
         }
@@ -138,6 +145,7 @@ impl<'a> Projection<'a> {
             mode: service.endpoint.mode,
             networks,
             ports,
+            policy: traffic.policy,
         }))
     }
 
@@ -175,10 +183,8 @@ impl<'a> Projection<'a> {
             .filter(|attachment| self.networks.contains(&attachment.network))
             .copied()
             .collect();
-        let meshed = self
-            .state
-            .service(task.service)
-            .is_some_and(|s| is_meshed(s));
+        let service = self.state.service(task.service);
+        let meshed = service.is_some_and(|s| is_meshed(s));
         if addresses.is_empty() && !meshed && node != self.node {
             return None;
         }
@@ -191,6 +197,10 @@ impl<'a> Projection<'a> {
             node,
             addresses,
             state,
+            weight: match (service, self.state.node(node)) {
+                (Some(service), Some(node)) => traffic(service).weight_on(&node.spec.labels),
+                _ => 1,
+            },
         }))
     }
 
@@ -255,8 +265,14 @@ fn mesh_ports(service: &Service) -> impl Iterator<Item = PublishedPort> + '_ {
                 protocol: port.protocol,
                 published: port.published?,
                 target: port.target,
+                addresses: Vec::new(),
             })
         })
+}
+
+/// How the service's traffic goes. Its labels were checked when they came.
+fn traffic(service: &Service) -> Traffic {
+    Traffic::of(&service.spec.labels).unwrap_or_default()
 }
 
 /// Whether every node may be asked for the service.

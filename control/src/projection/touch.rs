@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use model::{EndpointId, NetworkId, NodeId, ServiceId, TaskId};
 use store::{Change, Key, State};
 
-use super::{is_down, is_meshed};
+use super::{is_down, is_meshed, traffic};
 
 /// Names what has to be projected anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,7 +34,8 @@ pub(crate) fn touched(before: &State, now: &State, changes: &[Change]) -> BTreeS
             Key::Network(id) => drop(touches.insert(Touch::Network(id))),
             Key::Node(id) => {
                 touches.insert(Touch::Peer(id));
-                if is_down(before, id) != is_down(now, id) {
+                let labels = |state: &State| Some(state.node(id)?.spec.labels.clone());
+                if is_down(before, id) != is_down(now, id) || labels(before) != labels(now) {
                     touch_tasks(
                         &mut touches,
                         now.tasks_of_node(id).map(|task| task.id),
@@ -46,7 +47,8 @@ pub(crate) fn touched(before: &State, now: &State, changes: &[Change]) -> BTreeS
             Key::Service(id) => {
                 touches.insert(Touch::Service(id));
                 let meshed = |state: &State| state.service(id).is_some_and(|s| is_meshed(s));
-                if meshed(before) != meshed(now) {
+                let weight = |state: &State| traffic(state.service(id)?).weight;
+                if meshed(before) != meshed(now) || weight(before) != weight(now) {
                     let tasks = now.tasks_of_service(id).map(|task| task.id);
                     touch_tasks(&mut touches, tasks, before, now);
                 }

@@ -170,7 +170,11 @@ mod tests {
                 proto: 6,
                 number: port,
             };
-            let at = Published { addr, port };
+            let at = Published {
+                addr,
+                own: false,
+                port,
+            };
             live.of(Frontend::Published(at), count)
         };
         assert_eq!(of(Ipv4Addr::UNSPECIFIED, 80, 1), 3);

@@ -84,6 +84,7 @@ impl Planner {
                 service: spec.service,
                 value: ServiceValue {
                     port_shift: spec.port_shift,
+                    flags: spec.flags,
                     ..value
                 },
             };

@@ -217,8 +217,10 @@ fn view(draws: &[Draw], ports: &BTreeMap<u16, u128>, down: bool) -> NodeView {
                     protocol: Protocol::Tcp,
                     published: *port,
                     target: 80,
+                    addresses: Vec::new(),
                 })
                 .collect(),
+            policy: Default::default(),
         }));
     }
     for draw in draws {
@@ -237,6 +239,7 @@ fn view(draws: &[Draw], ports: &BTreeMap<u16, u128>, down: bool) -> NodeView {
                 })
                 .collect(),
             state: draw.state,
+            weight: 1,
         }));
     }
     view
@@ -432,6 +435,7 @@ fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
             }
             let at = Published {
                 addr: Ipv4Addr::from_bits(value),
+                own: value.is_multiple_of(2),
                 port,
             };
             tables.addressed.insert(at, value % 5);
@@ -467,13 +471,10 @@ fn settle(
 }
 
 fn published(port: u16) -> Frontend {
-    Frontend::Published(Published {
-        addr: Ipv4Addr::UNSPECIFIED,
-        port: Port {
-            proto: 6,
-            number: port,
-        },
-    })
+    Frontend::Published(Published::everywhere(Port {
+        proto: 6,
+        number: port,
+    }))
 }
 
 #[test]

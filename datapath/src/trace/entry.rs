@@ -1,11 +1,12 @@
 //! From the uplink: the mesh's entry, and the backend's side when that is here.
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint, NodeConfig, ServiceValue,
+    BACKEND_ACTIVE, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint, NodeConfig,
+    SERVICE_DIRECT_RETURN, SIDE_PACKETS, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
-use super::{Lookup, Outcome, Sent, Step, Trail, tables::FlowTable};
+use super::{Lookup, Outcome, Return, Sent, Step, Trail, tables::FlowTable};
 
 /// What an endpoint says of a packet, as `flow::Admission` has it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +33,7 @@ impl<L: Lookup> Trail<'_, L> {
             return Err(DropReason::ForgedTaskAddress);
         }
         let (addr, port) = (self.probe.dst_addr(), self.probe.dst_port());
-        let Some(service) = self.published(addr, port, self.probe.proto) else {
+        let Some(service) = self.published(addr, port, SIDE_PACKETS) else {
             self.note(Step::NotPublished);
             return Ok(Outcome::Stack);
         };
@@ -56,7 +57,12 @@ impl<L: Lookup> Trail<'_, L> {
             return Err(DropReason::NoBackend);
         }
         if !backend.vtep.is_zero() {
-            self.note(Step::Reply { entry: config.vtep });
+            let direct = service.flags & SERVICE_DIRECT_RETURN != 0;
+            self.note(Step::Reply(if direct {
+                Return::Direct
+            } else {
+                Return::Tunnel
+            }));
             return Ok(self.tunnelled(&config, Kind::Forward, backend.endpoint, backend.vtep));
         }
         self.deliver(&config, &service, backend.endpoint, now)
@@ -121,7 +127,7 @@ impl<L: Lookup> Trail<'_, L> {
             addr: local.addr,
             port,
         });
-        self.note(Step::Reply { entry: Be32::ZERO });
+        self.note(Step::Reply(Return::Here));
         Outcome::Task {
             ifindex: local.ifindex,
             sent: Sent {

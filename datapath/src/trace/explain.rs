@@ -6,7 +6,7 @@ use model::{
     inspect::{TraceAnswer, TraceStep},
 };
 
-use super::{Outcome, Probe, Sent, Step, Trace};
+use super::{Outcome, Probe, Return, Sent, Step, Trace};
 use crate::inspect::Names;
 
 impl Trace {
@@ -136,11 +136,12 @@ impl Step {
                 let addr = std::net::Ipv4Addr::from(addr);
                 step("translation", format!("{addr}:{}", port.to_host()))
             }
-            Self::Reply { entry } => step(
+            Self::Reply(way) => step(
                 "return",
-                match entry.is_zero() {
-                    true => "out of this node by its routes".to_owned(),
-                    false => "through the tunnel to this node, and out by its routes".to_owned(),
+                match way {
+                    Return::Here => "out of this node by its routes",
+                    Return::Tunnel => "through the tunnel to this node, and out by its routes",
+                    Return::Direct => "out of that node by its own routes",
                 },
             ),
             Self::Gateway => step("way", "by the gateway bridge, out under the node's address"),

@@ -10,10 +10,7 @@ mod tables;
 
 use std::{fmt, net::Ipv4Addr};
 
-use dataplane_abi::{
-    Be16, Be32, DropReason,
-    hash::{FlowTuple, flow_hash},
-};
+use dataplane_abi::{Be16, Be32, DropReason, hash::FlowTuple};
 use model::{
     TaskId,
     feed::NodeView,
@@ -65,15 +62,25 @@ impl Probe {
         Be16::from_host(self.dst.1)
     }
 
-    fn hash(&self, seed: u64) -> u32 {
-        let tuple = FlowTuple {
+    fn tuple(&self) -> FlowTuple {
+        FlowTuple {
             src: self.src_addr(),
             src_port: self.src_port(),
             dst_port: self.dst_port(),
             proto: self.proto,
-        };
-        flow_hash(tuple, seed)
+        }
     }
+}
+
+/// The way of a reply, seen from the node of the trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// Through the tunnel from the backend's node.
+    Tunnel,
+    /// Out by this node's routes: it is the backend's.
+    Here,
+    /// Out by those of the backend's node, which is another one.
+    Direct,
 }
 
 impl fmt::Display for Probe {
@@ -185,10 +192,8 @@ pub enum Step {
         addr: Be32,
         port: Be16,
     },
-    /// Where the reply goes: through the tunnel of the entry, or out of this node.
-    Reply {
-        entry: Be32,
-    },
+    /// Where the reply goes.
+    Reply(Return),
     /// It leaves the task by the gateway bridge.
     Gateway,
     /// A socket that connects hears no more of the VIP; what follows is packet by packet.

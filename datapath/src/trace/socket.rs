@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use dataplane_abi::{
     BACKEND_ACTIVE, Be32, DropReason, NETNS_NODE, NetnsValue, RING_CHUNK_SLOTS, RingChunk,
-    RingSlot, ServiceValue, TargetKey, TargetValue,
+    RingSlot, SIDE_SOCKETS, ServiceValue, TargetKey, TargetValue,
 };
 use model::spec::Protocol;
 
@@ -30,7 +30,7 @@ impl<L: Lookup> Trail<'_, L> {
             }
         }
         let is_own = netns.kind == NETNS_NODE && self.probe.dst.0.is_loopback();
-        let service = self.published(dst, self.probe.dst_port(), self.probe.proto)?;
+        let service = self.published(dst, self.probe.dst_port(), SIDE_SOCKETS)?;
         if !is_own && !self.is_node_addr(dst) {
             return None;
         }

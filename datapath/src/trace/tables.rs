@@ -85,7 +85,8 @@ impl<L: Lookup> Trail<'_, L> {
             .ok_or(DropReason::NotConfigured)
     }
 
-    pub(super) fn published(&self, addr: Be32, port: Be16, proto: u8) -> Option<ServiceValue> {
+    pub(super) fn published(&self, addr: Be32, port: Be16, side: u8) -> Option<ServiceValue> {
+        let proto = self.probe.proto;
         let index = port_index(proto, port)?;
         let mut word = PortWord::from_raw(self.tables.look("PORTS", index)?);
         if word.is_by_address() {
@@ -93,7 +94,7 @@ impl<L: Lookup> Trail<'_, L> {
                 addr,
                 port,
                 proto,
-                _pad: 0,
+                side,
             };
             if let Some(frontend) = self.tables.look("ADDRESSED", key) {
                 word = PortWord::from_raw(frontend);
@@ -116,7 +117,7 @@ impl<L: Lookup> Trail<'_, L> {
         let index = match len {
             0 => return Err(DropReason::NoBackend),
             1 => 0,
-            len => ring_slot(self.probe.hash(seed), len),
+            len => ring_slot(service.hash(self.probe.tuple(), seed), len),
         };
         let raw = match len {
             1 => service.single,

@@ -17,8 +17,9 @@ use aya::{
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropCounter, DropReason, EndpointKey, EndpointValue,
     FlowKey, FlowValue, LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PortWord,
-    PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot, ServiceValue, Stats, TargetKey,
-    TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey, net::task_mac, ports::port_index,
+    PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot, SIDE_PACKETS, ServiceValue, Stats,
+    TargetKey, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey, net::task_mac,
+    ports::port_index,
 };
 
 pub use netns::*;
@@ -301,7 +302,7 @@ impl Node {
             addr,
             port: Be16::from_host(port),
             proto,
-            _pad: 0,
+            side: SIDE_PACKETS,
         };
         self.put("ADDRESSED", key, frontend);
         self.set_port(port, proto, PortWord::new(elsewhere, true));

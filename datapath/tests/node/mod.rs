@@ -272,7 +272,9 @@ pub fn view() -> NodeView {
             protocol: Protocol::Tcp,
             published: 8080,
             target: 80,
+            addresses: Vec::new(),
         }],
+        policy: Default::default(),
     }));
     view
 }
@@ -296,6 +298,7 @@ pub fn endpoint(id: u32, node: NodeId, state: BackendState) -> ViewObject {
             prefix_len: 24,
         }],
         state,
+        weight: 1,
     })
 }
 

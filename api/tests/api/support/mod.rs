@@ -5,6 +5,7 @@ mod agent;
 mod client;
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -141,11 +142,12 @@ impl LocalNode for TestNode {
         }
     }
 
-    fn port_user(&self, protocol: Protocol, port: u16) -> Option<PortUser> {
-        let taken = (protocol, port) == (Protocol::Tcp, TAKEN_PORT);
-        taken.then(|| PortUser {
+    fn port_user(&self, ports: &BTreeSet<(Protocol, u16)>) -> Option<((Protocol, u16), PortUser)> {
+        let taken = (Protocol::Tcp, TAKEN_PORT);
+        let user = PortUser {
             process: Some(("nginx".to_owned(), 4711)),
-        })
+        };
+        ports.contains(&taken).then_some((taken, user))
     }
 
     async fn trace(&self, query: TraceQuery) -> Result<TraceAnswer, ApiError> {

@@ -15,7 +15,7 @@ use super::{Waiting, warn};
 use crate::{
     client::{Client, Route},
     publish,
-    spec::{TaskFlags, attachment, extra_host, parse_env, parse_map, preference},
+    spec::{TaskFlags, TrafficFlags, attachment, extra_host, parse_env, parse_map, preference},
 };
 
 /// The image that is the node's own root filesystem.
@@ -44,7 +44,8 @@ pub struct Create {
     /// Attach to a network: NAME, or name=NAME,alias=ALIAS
     #[arg(long, value_name = "NETWORK")]
     network: Vec<String>,
-    /// Publish a port: [PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80,protocol=tcp,mode=ingress
+    /// Publish a port: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], or
+    /// published=8080,target=80,protocol=tcp,mode=ingress,ip=ADDRESS
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<String>,
     /// Environment variable
@@ -79,6 +80,8 @@ pub struct Create {
     waiting: Waiting,
     #[command(flatten)]
     task: TaskFlags,
+    #[command(flatten)]
+    traffic: TrafficFlags,
     #[arg(value_name = "IMAGE [COMMAND]", trailing_var_arg = true)]
     words: Vec<String>,
 }
@@ -112,7 +115,7 @@ impl Create {
             mode: Some(self.mode.into()),
             endpoint_spec: Some(EndpointSpec {
                 mode: Some(EndpointSpecModeEnum::VIP),
-                ports: (!ports.is_empty()).then_some(ports),
+                ports: (!ports.is_empty()).then(|| ports.clone()),
             }),
             task_template: Some(TaskSpec {
                 container_spec: Some(self.container(line)?),
@@ -123,6 +126,8 @@ impl Create {
             }),
             ..ServiceSpec::default()
         };
+        publish::edit_labels(&mut spec.labels, &ports, &self.publish)?;
+        self.traffic.apply(&mut spec.labels)?;
         self.task.apply(&mut spec)?;
         Ok(spec)
     }

@@ -9,6 +9,8 @@ use bollard_stubs::models::{
 };
 use jiff::Timestamp;
 
+use model::traffic::Traffic;
+
 use crate::{
     spec::sorted,
     units::{ago, go_duration, show_bytes},
@@ -232,12 +234,38 @@ fn write_amounts(
     }
 }
 
+/// What the service's labels say of its traffic; nothing when it goes as in Swarm.
+fn write_traffic(out: &mut String, spec: &ServiceSpec) -> Result {
+    let labels = spec.labels.clone().unwrap_or_default();
+    // The manager took these labels, so they are right.
+    let traffic = Traffic::of(&labels.into_iter().collect()).unwrap_or_default();
+    if traffic.policy.direct_return {
+        writeln!(out, "Return:\t\tdsr")?;
+    }
+    if traffic.policy.affinity {
+        writeln!(out, "Affinity:\tclient-ip")?;
+    }
+    if let Some(weight) = &traffic.weight {
+        writeln!(out, "Weight:\t\tnode.labels.{weight}")?;
+    }
+    for ((protocol, port), addresses) in &traffic.addresses {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        writeln!(
+            out,
+            "Addresses:\t{port}/{protocol} on {}",
+            addresses.join(", ")
+        )?;
+    }
+    Ok(())
+}
+
 fn write_endpoint(out: &mut String, service: &Service, spec: &ServiceSpec) -> Result {
     let mode = spec
         .endpoint_spec
         .as_ref()
         .and_then(|endpoint| endpoint.mode);
     writeln!(out, "Endpoint Mode:\t{}", text(mode))?;
+    write_traffic(out, spec)?;
     let ports = service
         .endpoint
         .as_ref()

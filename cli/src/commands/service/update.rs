@@ -12,8 +12,8 @@ use crate::{
     client::Client,
     publish,
     spec::{
-        TaskFlags, attachment, edit_by_key, edit_list, edit_map, edit_networks, extra_host,
-        parse_env, preference, words,
+        TaskFlags, TrafficFlags, attachment, edit_by_key, edit_list, edit_map, edit_networks,
+        extra_host, parse_env, preference, words,
     },
 };
 
@@ -91,6 +91,8 @@ pub struct Update {
     waiting: Waiting,
     #[command(flatten)]
     task: TaskFlags,
+    #[command(flatten)]
+    traffic: TrafficFlags,
     service: String,
 }
 
@@ -132,6 +134,7 @@ impl Update {
     fn edit(&self, spec: &mut ServiceSpec, networks: NetworkEdits) -> Result<()> {
         edit_map(&mut spec.labels, &self.label_rm, &self.label_add);
         self.edit_ports(spec)?;
+        self.traffic.apply(&mut spec.labels)?;
         let task = spec.task_template.get_or_insert_with(TaskSpec::default);
         edit_networks(&mut task.networks, &networks.remove, networks.add);
         self.edit_placement(task)?;
@@ -156,6 +159,7 @@ impl Update {
             parse_ports(&self.publish_add)?,
         );
         let ports = publish::edit(ports, &remove, &add)?;
+        publish::edit_labels(&mut spec.labels, &ports, &self.publish_add)?;
         endpoint.ports = (!ports.is_empty()).then_some(ports);
         Ok(())
     }
@@ -295,6 +299,40 @@ mod tests {
         let spec = edit(&["web", "--publish-add", "53:53/udp"], web()).unwrap();
         assert_eq!(spec["EndpointSpec"]["Ports"][1]["PublishedPort"], 53);
         assert!(edit(&["web", "--publish-add", "8081:81"], web()).is_err());
+    }
+
+    #[test]
+    fn traffic_is_kept_in_labels() {
+        let args = [
+            "web",
+            "--return",
+            "dsr",
+            "--affinity=client-ip",
+            "--weight",
+            "node.labels.w",
+        ];
+        let spec = edit(&args, web()).unwrap();
+        let all = json!({
+            "swarmnet.return": "dsr", "swarmnet.affinity": "client-ip",
+            "swarmnet.weight": "node.labels.w",
+        });
+        assert_eq!(spec["Labels"], all);
+        let spec = edit(&["web", "--weight", "", "--affinity", "none"], spec).unwrap();
+        let rest = json!({"swarmnet.return": "dsr", "swarmnet.affinity": "none"});
+        assert_eq!(spec["Labels"], rest);
+        let error = edit(&["web", "--return", "direct"], web()).unwrap_err();
+        assert!(error.to_string().contains("dsr or tunnel"), "{error}");
+    }
+
+    #[test]
+    fn address_of_a_port_comes_and_goes_with_it() {
+        let spec = edit(&["web", "--publish-add", "192.0.2.1:53:53/udp"], web()).unwrap();
+        assert_eq!(
+            spec["Labels"],
+            json!({"swarmnet.publish.53/udp": "192.0.2.1"})
+        );
+        let spec = edit(&["web", "--publish-rm", "53/udp"], spec).unwrap();
+        assert_eq!(spec["Labels"], json!({}));
     }
 
     #[test]

@@ -1,0 +1,49 @@
+//! Flags of how a service's traffic goes. Each is a label, so that any Docker client can set it.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use clap::Args;
+use model::traffic::{AFFINITY, RETURN, Traffic, WEIGHT};
+
+type Labels = HashMap<String, String>;
+
+#[derive(Debug, Args)]
+pub struct TrafficFlags {
+    /// How replies of published ports go back: tunnel (through the node that the client asked) or
+    /// dsr (straight from the task's node)
+    #[arg(long = "return", value_name = "tunnel|dsr")]
+    back: Option<String>,
+    /// Where a client's flows go: client-ip (all to one task) or none
+    #[arg(long, value_name = "none|client-ip")]
+    affinity: Option<String>,
+    /// What a task weighs: node.labels.NAME, a label of its node with a number from 1 to 100; empty
+    /// for all alike
+    #[arg(long, value_name = "node.labels.NAME")]
+    weight: Option<String>,
+}
+
+impl TrafficFlags {
+    /// Sets the labels of the flags that are given.
+    ///
+    /// # Errors
+    /// Says what a flag may be.
+    pub fn apply(&self, labels: &mut Option<Labels>) -> Result<()> {
+        let flags = [
+            (RETURN, &self.back),
+            (AFFINITY, &self.affinity),
+            (WEIGHT, &self.weight),
+        ];
+        for (label, value) in flags {
+            let Some(value) = value else { continue };
+            let labels = labels.get_or_insert_default();
+            if label == WEIGHT && value.is_empty() {
+                labels.remove(label);
+                continue;
+            }
+            Traffic::of(&[(label.to_owned(), value.clone())].into())?;
+            labels.insert(label.to_owned(), value.clone());
+        }
+        Ok(())
+    }
+}

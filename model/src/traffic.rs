@@ -1,0 +1,236 @@
+//! Labels of a service that say how its traffic goes: what the Docker API has no field for.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Labels, Protocol};
+
+/// Labels that begin so are ours, and each is checked.
+pub const PREFIX: &str = "swarmnet.";
+pub const RETURN: &str = "swarmnet.return";
+pub const AFFINITY: &str = "swarmnet.affinity";
+pub const WEIGHT: &str = "swarmnet.weight";
+/// Followed by `PORT/PROTOCOL`.
+pub const PUBLISH: &str = "swarmnet.publish.";
+
+/// What a node's label must begin with in [`WEIGHT`], as in placement constraints.
+const NODE_LABELS: &str = "node.labels.";
+/// The largest weight; the smallest is one.
+pub const WEIGHT_MAX: u32 = 100;
+
+/// How a service's traffic goes; the default is what Swarm does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Traffic {
+    pub policy: Policy,
+    /// The label of a node that says what its tasks weigh.
+    pub weight: Option<String>,
+    /// Addresses that a published port is on; without an entry it is on all.
+    pub addresses: BTreeMap<(Protocol, u16), Vec<Ipv4Addr>>,
+}
+
+/// The part that every node acts upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Policy {
+    /// Replies of the mesh go from the task's node to the client, and not back through the entry.
+    pub direct_return: bool,
+    /// A client's flows all go to one backend.
+    pub affinity: bool,
+}
+
+/// A label that says nothing, or nothing that we know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrafficError {
+    #[error("label {label}={value}: it is {known}")]
+    Value {
+        label: String,
+        value: String,
+        known: &'static str,
+    },
+    #[error(
+        "label {0} is not one of swarmnet.return, swarmnet.affinity, swarmnet.weight and \
+         swarmnet.publish.PORT/PROTOCOL; change or remove it"
+    )]
+    Unknown(String),
+}
+
+impl Traffic {
+    /// # Errors
+    /// Names the label and what it may be.
+    pub fn of(labels: &Labels) -> Result<Self, TrafficError> {
+        let mut traffic = Self::default();
+        for (label, value) in labels.iter().filter(|(label, _)| label.starts_with(PREFIX)) {
+            traffic.read(label, value)?;
+        }
+        Ok(traffic)
+    }
+
+    fn read(&mut self, label: &str, value: &str) -> Result<(), TrafficError> {
+        let wrong = |known| TrafficError::Value {
+            label: label.to_owned(),
+            value: value.to_owned(),
+            known,
+        };
+        match label {
+            RETURN => {
+                self.policy.direct_return = match value {
+                    "dsr" => true,
+                    "tunnel" => false,
+                    _ => return Err(wrong("dsr or tunnel")),
+                }
+            }
+            AFFINITY => {
+                self.policy.affinity = match value {
+                    "client-ip" => true,
+                    "none" => false,
+                    _ => return Err(wrong("client-ip or none")),
+                }
+            }
+            WEIGHT => {
+                let name = value.strip_prefix(NODE_LABELS);
+                let name = name.filter(|name| !name.is_empty());
+                let known = "node.labels.NAME, the label of a node that says what its tasks weigh";
+                self.weight = Some(name.ok_or_else(|| wrong(known))?.to_owned());
+            }
+            _ => {
+                let port = label.strip_prefix(PUBLISH).and_then(port);
+                let port = port.ok_or_else(|| TrafficError::Unknown(label.to_owned()))?;
+                let known = "one or more IPv4 addresses of nodes, such as 192.0.2.1,127.0.0.1";
+                let addresses = addresses(value).ok_or_else(|| wrong(known))?;
+                self.addresses.insert(port, addresses);
+            }
+        }
+        Ok(())
+    }
+
+    /// The addresses that a published port is on; none means all.
+    pub fn addresses_of(&self, protocol: Protocol, port: u16) -> Vec<Ipv4Addr> {
+        let addresses = self.addresses.get(&(protocol, port));
+        addresses.cloned().unwrap_or_default()
+    }
+
+    /// What a task weighs on a node with these labels: 1 to [`WEIGHT_MAX`], or one when the node
+    /// says nothing that is a number.
+    pub fn weight_on(&self, node: &Labels) -> u32 {
+        let label = self.weight.as_ref().and_then(|name| node.get(name));
+        let weight = label.and_then(|value| value.parse::<u32>().ok());
+        weight.map_or(1, |weight| weight.clamp(1, WEIGHT_MAX))
+    }
+}
+
+/// The label for a port's addresses.
+pub fn publish_label(protocol: Protocol, port: u16) -> String {
+    format!("{PUBLISH}{port}/{protocol}")
+}
+
+/// `8080/tcp`.
+fn port(text: &str) -> Option<(Protocol, u16)> {
+    let (port, protocol) = text.split_once('/')?;
+    let mut protocols = [Protocol::Tcp, Protocol::Udp].into_iter();
+    let protocol = protocols.find(|known| known.as_str() == protocol)?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    Some((protocol, port))
+}
+
+fn addresses(text: &str) -> Option<Vec<Ipv4Addr>> {
+    let mut addresses = text
+        .split(',')
+        .map(|addr| addr.trim().parse().ok().filter(is_of_a_node))
+        .collect::<Option<Vec<Ipv4Addr>>>()?;
+    addresses.sort_unstable();
+    addresses.dedup();
+    Some(addresses)
+}
+
+/// Of loopback, sockets know 127.0.0.1 alone as "this node".
+fn is_of_a_node(addr: &Ipv4Addr) -> bool {
+    let is_other_loopback = addr.is_loopback() && *addr != Ipv4Addr::LOCALHOST;
+    !(addr.is_unspecified() || addr.is_multicast() || addr.is_broadcast() || is_other_loopback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(labels: &[(&str, &str)]) -> Result<Traffic, TrafficError> {
+        let labels = labels.iter();
+        Traffic::of(
+            &labels
+                .map(|(label, value)| ((*label).to_owned(), (*value).to_owned()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn labels_are_read() {
+        let traffic = of(&[
+            ("swarmnet.return", "dsr"),
+            ("swarmnet.affinity", "client-ip"),
+            ("swarmnet.weight", "node.labels.cores"),
+            (
+                "swarmnet.publish.8080/tcp",
+                "192.0.2.1, 127.0.0.1,192.0.2.1",
+            ),
+            ("com.example", "anything"),
+        ])
+        .unwrap();
+        assert!(traffic.policy.direct_return && traffic.policy.affinity);
+        assert_eq!(traffic.weight.as_deref(), Some("cores"));
+        assert_eq!(
+            traffic.addresses[&(Protocol::Tcp, 8080)],
+            [Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 0, 2, 1)]
+        );
+        let default = of(&[("swarmnet.return", "tunnel"), ("swarmnet.affinity", "none")]);
+        assert_eq!(default, Ok(Traffic::default()));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_is_right() {
+        for (label, value, said) in [
+            ("swarmnet.return", "direct", "dsr or tunnel"),
+            ("swarmnet.return", "", "dsr or tunnel"),
+            ("swarmnet.affinity", "cookie", "client-ip or none"),
+            ("swarmnet.weight", "cores", "node.labels.NAME"),
+            ("swarmnet.weight", "node.labels.", "node.labels.NAME"),
+            ("swarmnet.retrun", "dsr", "change or remove it"),
+            ("swarmnet.publish.8080", "192.0.2.1", "change or remove it"),
+            ("swarmnet.publish.0/tcp", "192.0.2.1", "change or remove it"),
+            (
+                "swarmnet.publish.80/sctp",
+                "192.0.2.1",
+                "change or remove it",
+            ),
+            ("swarmnet.publish.80/tcp", "", "IPv4 addresses of nodes"),
+            (
+                "swarmnet.publish.80/tcp",
+                "0.0.0.0",
+                "IPv4 addresses of nodes",
+            ),
+            (
+                "swarmnet.publish.80/tcp",
+                "127.0.0.2",
+                "IPv4 addresses of nodes",
+            ),
+            (
+                "swarmnet.publish.80/tcp",
+                "192.0.2.1,::1",
+                "IPv4 addresses of nodes",
+            ),
+        ] {
+            let error = of(&[(label, value)]).unwrap_err().to_string();
+            assert!(error.contains(label) && error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn weight_is_bounded_and_one_by_default() {
+        let traffic = of(&[("swarmnet.weight", "node.labels.w")]).unwrap();
+        let on = |value: &str| traffic.weight_on(&[("w".to_owned(), value.to_owned())].into());
+        assert_eq!(["3", "0", "1000", "-1", "many"].map(on), [3, 1, 100, 1, 1]);
+        assert_eq!(traffic.weight_on(&Labels::new()), 1);
+        assert_eq!(
+            Traffic::default().weight_on(&[("w".to_owned(), "9".to_owned())].into()),
+            1
+        );
+    }
+}

@@ -1,0 +1,203 @@
+//! How a published port is published: the way back, single addresses, ranges, the choice of a task.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use lab::{Node, wait_for};
+use swarmnet_tests::{Cluster, Conversation, ask_tcp};
+
+/// What a node got from its VXLAN device so far.
+fn tunnelled(node: &Node) -> Result<u64> {
+    let path = "/sys/class/net/sn_vxlan/statistics/rx_packets";
+    // A fresh /sys shows the namespace's own devices.
+    let script = format!("mount -t sysfs sys /sys && cat {path}");
+    let shown = node
+        .host()
+        .run("unshare", &["--mount", "sh", "-c", &script])?;
+    shown.trim().parse().context("a counter")
+}
+
+/// A conversation with a task elsewhere: what the entry gets through the tunnel meanwhile tells by
+/// which way the replies go. A change of the setting leaves a live connection as it is.
+#[test]
+fn replies_go_through_the_entry_or_straight_to_the_client() -> Result<()> {
+    const WORDS: u64 = 50;
+    let cluster = Cluster::new()?;
+    let tasks = cluster.serve("web", 1, &["-p", "8080:80"])?;
+    cluster.settle()?;
+    let entry = cluster.node(1 + tasks[0].node % 3);
+    let returned = |conversation: &mut Conversation| {
+        let before = tunnelled(entry)?;
+        for word in 0..WORDS {
+            conversation.say(&word.to_string())?;
+        }
+        anyhow::Ok(tunnelled(entry)? - before)
+    };
+
+    let mut old = Conversation::begin(cluster.client(), (entry.addr(), 8080))?;
+    assert!(returned(&mut old)? >= WORDS);
+    cluster
+        .node(1)
+        .cli(&["service", "update", "--detach", "--return", "dsr", "web"])?;
+    let direct = wait_for("replies to go straight to the client", || {
+        let mut new = Conversation::begin(cluster.client(), (entry.addr(), 8080))?;
+        assert_eq!(new.answer.client, new.answer.from);
+        Ok((returned(&mut new)? < WORDS / 2).then_some(new))
+    })?;
+    assert!(
+        returned(&mut old)? >= WORDS,
+        "the old connection stays as it was"
+    );
+    cluster
+        .node(1)
+        .cli(&["service", "update", "--detach", "--return", "tunnel", "web"])?;
+    wait_for("replies to go through the entry", || {
+        let mut new = Conversation::begin(cluster.client(), (entry.addr(), 8080))?;
+        Ok((returned(&mut new)? >= WORDS).then_some(()))
+    })?;
+    let mut direct = direct;
+    assert!(returned(&mut direct)? < WORDS / 2, "it stays as it began");
+    Ok(())
+}
+
+/// Two services share a port, a third is for the nodes' own processes.
+#[test]
+fn chosen_addresses_are_the_only_ones() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let [one, two, three] = [1, 2, 3].map(|node| cluster.node(node).addr());
+    let on = |addr: Ipv4Addr| format!("{addr}:8080:80");
+    let (first, second) = (on(one), format!("published=8080,target=80,ip={two}"));
+    let a = cluster.serve("a", 1, &["-p", &first])?;
+    let b = cluster.serve("b", 1, &["-p", &second])?;
+    let c = cluster.serve("c", 3, &["-p", "127.0.0.1:9090:80"])?;
+    cluster.settle()?;
+
+    let client = cluster.client();
+    assert_eq!(ask_tcp(client, (one, 8080))?.task, a[0].hostname);
+    assert_eq!(ask_tcp(client, (two, 8080))?.task, b[0].hostname);
+    assert!(ask_tcp(client, (three, 8080)).is_err());
+    for (number, node) in (1..).zip(cluster.nodes()) {
+        assert!(ask_tcp(client, (node.addr(), 9090)).is_err());
+        assert!(ask_tcp(node.host(), (node.addr(), 9090)).is_err());
+        let here = c.iter().find(|task| task.node == number);
+        let answer = ask_tcp(node.host(), (Ipv4Addr::LOCALHOST, 9090))?;
+        assert_eq!(answer.task, here.context("a task on each node")?.hostname);
+        assert!(ask_tcp(node.host(), (Ipv4Addr::LOCALHOST, 8080)).is_err());
+    }
+
+    let taken = cluster.node(1).cli_error(&[
+        "service", "create", "--detach", "--name", "d", "-p", &first, "--", "true",
+    ])?;
+    assert!(taken.contains("already in use by service 'a'"), "{taken}");
+    let args = [
+        "service",
+        "create",
+        "--name",
+        "d",
+        "--label",
+        "swarmnet.publish.7/tcp=1.2.3.4",
+    ];
+    let loose = cluster
+        .node(1)
+        .docker(&[&args[..], &["host", "true"]].concat());
+    let loose = format!("{:#}", loose.unwrap_err());
+    assert!(loose.contains("publishes no such port"), "{loose}");
+    Ok(())
+}
+
+#[test]
+fn thousand_ports_are_published_in_under_a_second() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let tasks = cluster.serve("web", 1, &[])?;
+    cluster.settle()?;
+    let begun = Instant::now();
+    cluster.node(1).cli(&[
+        "service",
+        "update",
+        "--detach",
+        "--publish-add",
+        "8000-8999:80-1079",
+        "web",
+    ])?;
+    // The last one answers on another node than the one that was told.
+    wait_for("the ports to be published", || {
+        let answer = ask_tcp(cluster.client(), (cluster.node(2).addr(), 8000));
+        Ok(answer.is_ok().then_some(()))
+    })?;
+    // A debug build on a busy machine has more time.
+    let took = begun.elapsed();
+    println!("1000 ports, from the command to the first answer: {took:?}");
+    assert!(
+        took < Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 }),
+        "{took:?}"
+    );
+    let answer = ask_tcp(cluster.client(), (cluster.node(3).addr(), 8000))?;
+    assert_eq!(answer.task, tasks[0].hostname);
+    let rows = cluster.node(2).cli_json(&["inspect", "services"])?;
+    let shown: Vec<_> = rows.iter().map(|row| row["frontend"].to_string()).collect();
+    assert!(
+        shown
+            .iter()
+            .any(|at| at.contains("*:8000-8999/tcp -> 80-1079")),
+        "{shown:?}"
+    );
+    Ok(())
+}
+
+/// With affinity one client finds one task, by every node; with weights, tasks get shares.
+#[test]
+fn tasks_are_chosen_as_the_service_says() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let manager = cluster.node(1);
+    for (node, weight) in [(1, "8"), (2, "1"), (3, "1")] {
+        let label = format!("w={weight}");
+        manager.cli(&[
+            "node",
+            "update",
+            "--label-add",
+            &label,
+            cluster.node(node).name(),
+        ])?;
+    }
+    let options = ["-p", "8080:80", "--weight", "node.labels.w"];
+    let tasks = cluster.serve("web", 3, &options)?;
+    cluster.settle()?;
+    let heavy = tasks.iter().find(|task| task.node == 1);
+    let heavy = &heavy.context("a task on each node")?.hostname;
+    let shares = |node: &Node| -> Result<BTreeMap<String, u32>> {
+        let mut shares = BTreeMap::new();
+        for _ in 0..100 {
+            let answer = ask_tcp(cluster.client(), (node.addr(), 8080))?;
+            *shares.entry(answer.task).or_default() += 1;
+        }
+        Ok(shares)
+    };
+    // Of 100, 80 +- 4 are expected.
+    let found = shares(cluster.node(2))?;
+    assert!(
+        (60..=97).contains(found.get(heavy).unwrap_or(&0)),
+        "{found:?}"
+    );
+
+    manager.cli(&[
+        "service",
+        "update",
+        "--detach",
+        "--affinity",
+        "client-ip",
+        "web",
+    ])?;
+    wait_for("one task for the client on every node", || {
+        let mut seen = BTreeSet::new();
+        for node in cluster.nodes() {
+            for _ in 0..10 {
+                seen.insert(ask_tcp(cluster.client(), (node.addr(), 8080))?.task);
+            }
+        }
+        Ok((seen.len() == 1).then_some(()))
+    })
+}
