@@ -98,8 +98,10 @@ fn task(lab: &Lab, node: usize, name: &str, command: &[&str]) -> Result<lab::Run
 
 /// The peer of VIPs: a rule for connections that the host opens.
 fn translate(host: &Host, to: Ipv4Addr) -> Result<()> {
+    // The route to it decides the source address, before the translation.
+    host.ip(&["route", "add", &DNAT_ADDR.to_string(), "dev", "eth0"])?;
     let rules = format!(
-        "table ip swarmnet_bench {{\n chain output {{\n type nat hook output priority dstnat;\n \
+        "table ip swarmnet_bench {{\n chain output {{\n type nat hook output priority -100;\n \
          ip daddr {DNAT_ADDR} dnat to {to}\n }}\n }}\n"
     );
     let mut nft = host.command("nft")?;

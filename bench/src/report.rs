@@ -132,8 +132,12 @@ impl Report {
     /// Never: the table is text in memory.
     pub fn show(&self) -> Result<String> {
         let mut table = tabwriter::TabWriter::new(Vec::new()).padding(2);
+        // A part that was measured in several goes is shown in one piece.
+        let first = |part: &str| self.figures.iter().position(|figure| figure.part == part);
+        let mut figures: Vec<&Figure> = self.figures.iter().collect();
+        figures.sort_by_key(|figure| first(figure.part));
         let mut part = "";
-        for figure in &self.figures {
+        for figure in figures {
             if part != figure.part {
                 part = figure.part;
                 writeln!(

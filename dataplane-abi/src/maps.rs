@@ -438,7 +438,8 @@ pub const LOCAL_MAX: u32 = if crate::ANOTHER_LAYOUT { 8_192 } else { 4_096 };
 pub const VIPS_MAX: u32 = 16_384;
 pub const FRONTENDS_MAX: u32 = 16_384;
 pub const ADDRESSED_MAX: u32 = 16_384;
-pub const RING_CHUNKS_MAX: u32 = 32_768;
+/// Room for 10 000 services of ten backends (four chunks each), and for a fifth of them to change at once.
+pub const RING_CHUNKS_MAX: u32 = 49_152;
 pub const BACKENDS_MAX: u32 = 131_072;
 pub const TARGETS_MAX: u32 = 65_536;
 pub const PEERS_MAX: u32 = 4_096;
