@@ -1,11 +1,13 @@
-//! Flows that a ring has forgotten.
+//! Flows that a change of their ring displaced.
 //!
-//! A ring's slot names its owner and the one before. A flow whose owner is neither, because its slot
-//! moved more than once, is pinned: the owner's agent finds it in the flow table, every agent is told,
-//! and writes it to PINS. What is pinned is what several changes moved, not what flows.
+//! A ring's slot names its owner and the one before. Nodes that skip versions have changed from
+//! another ring, so the one before is not the same for all, and a slot that moves again forgets it. A
+//! flow whose owner is not the slot's of now is therefore pinned: the owner's agent finds it in the
+//! flow table, every agent is told, and writes it to PINS, in general long before the next change.
+//! What is pinned is what changes moved, not what flows.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
@@ -30,9 +32,12 @@ use crate::{
 };
 
 impl Datapath {
-    /// Live connections to tasks of this node that their ring names neither as now nor as before, in
-    /// order.
-    pub fn forgotten_flows(&self) -> Result<Vec<Pin>, DatapathError> {
+    /// Live connections to tasks of this node that are not of the slot's owner of now, in order. Of more
+    /// than can be told, those come first that are not of the one before either.
+    ///
+    /// Those of `told` stay as long as they live: nodes that are behind may need them, though by the
+    /// ring of now they are where they should be.
+    pub fn displaced_flows(&self, told: &[Pin]) -> Result<Vec<Pin>, DatapathError> {
         let flows = self.maps.connections()?;
         if flows.is_empty() {
             return Ok(Vec::new());
@@ -42,21 +47,27 @@ impl Datapath {
         let live = flows
             .iter()
             .filter(|(key, flow)| is_live(key.proto, flow, now));
-        let forgotten = live.filter(|(key, flow)| is_forgotten(&tables, key, flow));
-        let pins = forgotten.map(|(key, flow)| Pin {
-            client: SocketAddrV4::new(key.client.into(), key.client_port.to_host()),
-            frontend: SocketAddrV4::new(flow.node_addr.into(), flow.published.to_host()),
-            endpoint: EndpointId(flow.endpoint),
+        let displaced = live.filter_map(|(key, flow)| {
+            let [owner, before] = owners(&tables, key, flow)?;
+            let pin = Pin {
+                client: SocketAddrV4::new(key.client.into(), key.client_port.to_host()),
+                frontend: SocketAddrV4::new(flow.node_addr.into(), flow.published.to_host()),
+                endpoint: EndpointId(flow.endpoint),
+            };
+            let is_told = || told.binary_search(&pin).is_ok();
+            (owner != flow.endpoint || is_told()).then_some((before == flow.endpoint, pin))
         });
-        let mut pins: Vec<Pin> = pins.collect();
-        pins.sort_unstable();
-        if pins.len() > PINS_PER_NODE_MAX {
+        let mut displaced: Vec<_> = displaced.collect();
+        displaced.sort_unstable();
+        if displaced.len() > PINS_PER_NODE_MAX {
             warn!(
-                pins = pins.len(),
-                "too many flows live through several changes; those beyond {PINS_PER_NODE_MAX} are cut"
+                flow.displaced = displaced.len(),
+                "only {PINS_PER_NODE_MAX} of the flows that changes displaced outlive the next ones"
             );
-            pins.truncate(PINS_PER_NODE_MAX);
+            displaced.truncate(PINS_PER_NODE_MAX);
         }
+        let mut pins: Vec<_> = displaced.into_iter().map(|(_, pin)| pin).collect();
+        pins.sort_unstable();
         Ok(pins)
     }
 
@@ -148,23 +159,21 @@ pub(crate) fn pin_order(key: &PinKey) -> PinOrder {
     )
 }
 
-fn is_forgotten(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> bool {
-    let owners = owners(tables, key, flow);
-    owners.is_some_and(|owners| !owners.contains(&flow.endpoint))
-}
-
-/// Endpoints that the flow's slot names; `None` when its port is published no more.
-fn owners(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> Option<BTreeSet<u32>> {
-    let at = Published::everywhere(Port {
+/// Endpoints that the flow's slot names, of now and before; `None` when its port is published no
+/// more.
+fn owners(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> Option<[u32; 2]> {
+    let port = Port {
         proto: key.proto,
         number: flow.published.to_host(),
-    });
-    let own = Published {
-        addr: flow.node_addr.into(),
-        ..at
     };
-    let of = |at| tables.services.get(&Frontend::Published(at));
-    let service = of(own).or_else(|| of(at))?;
+    let of = |addr| {
+        let at = Published {
+            addr,
+            ..Published::everywhere(port)
+        };
+        tables.services.get(&Frontend::Published(at))
+    };
+    let service = of(flow.node_addr.into()).or_else(|| of(Ipv4Addr::UNSPECIFIED))?;
     let (slots, backends) = (tables.slots(service)?, tables.backends(service)?);
     let tuple = FlowTuple {
         src: key.client,
@@ -173,11 +182,8 @@ fn owners(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> Option<BTreeSet<u
         proto: key.proto,
     };
     let hash = service.hash(tuple, tables.config.ring_seed);
-    if slots.is_empty() {
-        return Some(BTreeSet::new());
-    }
-    let slot = RingSlot::from_raw(*slots.get(ring_slot(hash, slots.len() as u32) as usize)?);
-    let names = [slot.now, slot.before].into_iter();
-    let names = names.filter_map(|index| backends.get(usize::from(index)));
-    Some(names.map(|backend| backend.endpoint).collect())
+    let slot = slots.get(ring_slot(hash, slots.len() as u32) as usize)?;
+    let slot = RingSlot::from_raw(*slot);
+    let endpoint = |index: u16| Some(backends.get(usize::from(index))?.endpoint);
+    Some([endpoint(slot.now)?, endpoint(slot.before)?])
 }

@@ -388,6 +388,8 @@ fn mesh_packet_is_translated_and_its_entry_remembered() {
     assert_eq!((flow.node_addr, flow.published.to_host()), ENTRY_ADDR);
     assert_eq!(bench.host.node.stats(EP).new_flows, 1);
 
+    // Meanwhile the task has refused: as if it had not.
+    bench.put_flow();
     // The client's packets now come through another node: so do the replies.
     let frame = client_to_task(PSH_ACK).payload(&[6; 1000]);
     send(
@@ -442,6 +444,7 @@ fn established_flow_without_entry_goes_to_the_owner_before_once() {
     bench.gateway.expect(&delivered(&frame, bench.task()));
     assert_eq!(bench.flow().unwrap().entry_vtep, PEER);
     // A flow that entered here and came back: its entry is this node.
+    bench.put_flow();
     send(
         &bench.peer_2,
         MESH_VNI,
@@ -467,7 +470,7 @@ fn node_that_has_not_heard_of_a_change_asks_the_owner_that_it_knows() {
     );
     assert_packets_equal(
         &receive(&bench.peer_2).1,
-        &frame.clone().mesh(Kind::SecondHop, 5, PEER).bytes(),
+        &frame.clone().mesh(Kind::Search(3), 5, PEER).bytes(),
     );
     assert!(bench.flow().is_none());
 }

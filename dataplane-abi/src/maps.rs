@@ -273,8 +273,7 @@ map_types! {
         _pad2: u16,
     }
 
-    /// `PINS`, hash: owners of live flows whose slot of the ring names them no more, neither as now nor
-    /// as before. Written by the agent from what the owners' agents say; read by the uplink and vxlan
+    /// `PINS`, hash: owners of live flows whose slot of the ring is another's by now. Written by the agent from what the owners' agents say; read by the uplink and vxlan
     /// programs for packets whose flow is not known, never at the entry.
     PinValue: 8 {
         endpoint: u32,

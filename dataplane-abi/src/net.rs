@@ -97,22 +97,27 @@ pub const fn tunnel_mtu(underlay_mtu: u32) -> u32 {
 
 /// First two bytes of the inner destination MAC of a mesh packet; the endpoint id follows in
 /// network order. All are locally administered unicast addresses. The source MAC is
-/// [`task_mac`] of the tunnel address of the entry node (`FORWARD`, `SECOND_HOP`: whoever gets the
-/// packet after such a hop knows where replies belong) or of the sender (`RETURN`).
+/// [`task_mac`] of the tunnel address of the entry node (`RETURN`: of the sender), so that whoever gets
+/// the packet at last knows where replies belong.
 pub mod mesh_mac {
     /// From the entry node to the backend's node.
     pub const FORWARD: [u8; 2] = [0x06, 0x53];
-    /// From there once more: to the owner before the last ring change, and from there on to the
-    /// other backends of a small service in turn, as long as none knows the flow.
+    /// From there once more: to the owner before the last ring change, or where the flow is pinned.
     pub const SECOND_HOP: [u8; 2] = [0x0a, 0x53];
+    /// First byte of a hop among nodes whose rings differ; the second is how many may follow.
+    pub const SEARCH: u8 = 0x12;
+    /// How many nodes are asked in such a search after the first.
+    pub const SEARCH_HOPS_MAX: u8 = 3;
     /// From the backend's node back to the entry node.
     pub const RETURN: [u8; 2] = [0x0e, 0x53];
 
-    /// The three of them.
+    /// All of them.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub enum Kind {
         Forward,
         SecondHop,
+        /// With the hops that may follow.
+        Search(u8),
         Return,
     }
 }
@@ -123,6 +128,7 @@ impl mesh_mac::Kind {
         match self {
             Self::Forward => mesh_mac::FORWARD,
             Self::SecondHop => mesh_mac::SECOND_HOP,
+            Self::Search(left) => [mesh_mac::SEARCH, left],
             Self::Return => mesh_mac::RETURN,
         }
     }
@@ -140,6 +146,9 @@ impl mesh_mac::Kind {
         match [mac[0], mac[1]] {
             mesh_mac::FORWARD => Some(Self::Forward),
             mesh_mac::SECOND_HOP => Some(Self::SecondHop),
+            [mesh_mac::SEARCH, left] if left <= mesh_mac::SEARCH_HOPS_MAX => {
+                Some(Self::Search(left))
+            }
             mesh_mac::RETURN => Some(Self::Return),
             _ => None,
         }
@@ -165,7 +174,13 @@ mod tests {
 
     #[test]
     fn mesh_macs_name_kind_and_endpoint_and_are_never_a_tasks() {
-        for kind in [Kind::Forward, Kind::SecondHop, Kind::Return] {
+        for kind in [
+            Kind::Forward,
+            Kind::SecondHop,
+            Kind::Search(0),
+            Kind::Search(3),
+            Kind::Return,
+        ] {
             let mac = kind.mac(0x0102_0304);
             assert_eq!(Kind::of(mac), Some(kind));
             assert_eq!(mac_suffix(mac), 0x0102_0304);

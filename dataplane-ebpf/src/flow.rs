@@ -5,12 +5,13 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, maps::LruHashMap};
 use dataplane_abi::{
-    Be16, Be32, DropReason, FLOW_ACKED, FLOW_CLIENT_FIN, FLOW_DIRECT, FLOW_RESET, FLOW_TOUCH_NS,
-    FlowKey, FlowValue, LocalEndpoint, SERVICE_DIRECT_RETURN, ServiceValue,
+    Be16, Be32, DropReason, FLOW_ACKED, FLOW_CLIENT_FIN, FLOW_DIRECT, FLOW_RESET, FLOW_TASK_FIN,
+    FLOW_TOUCH_NS, FlowKey, FlowValue, LocalEndpoint, SERVICE_DIRECT_RETURN, ServiceValue,
 };
 
 use crate::{
     maps::{FLOWS, SYN_FLOWS, UDP_FLOWS},
+    owner,
     packet::{PROTO_TCP, Packet, TCP_FIN, TCP_RST},
     skb::Skb,
     task_socket::{self, TaskSocket},
@@ -71,11 +72,17 @@ impl<'a> Visit<'a> {
             return self.enter(&UDP_FLOWS, &key);
         }
         if let Some(flow) = get(&FLOWS, &key) {
-            if self.is_live(flow) && !(self.packet.is_syn() && self.succeeds(flow)) {
+            let is_syn = self.packet.is_syn();
+            let is_old = if is_syn {
+                self.succeeds(flow)
+            } else {
+                has_ended(flow)
+            };
+            if self.is_live(flow) && !is_old {
                 self.renew(flow)?;
                 return Ok(Admission::Known);
             }
-            if self.packet.is_syn() {
+            if is_syn {
                 // In the place of the old one: the table does not grow.
                 self.open(&FLOWS, &key)?;
                 return Ok(Admission::Opened);
@@ -135,12 +142,15 @@ impl<'a> Visit<'a> {
     }
 
     /// A packet in the middle of a TCP connection that is not in FLOWS: its handshake ends just now,
-    /// or its entry was evicted.
+    /// its entry was evicted, or tells of an end, and then the packet may be of another connection from
+    /// the same port, which went elsewhere.
     #[inline(always)]
     fn resume(&self, skb: Skb, key: &FlowKey) -> Result<Admission, DropReason> {
         let socket = task_socket::find(skb, self.local, key);
         if let Some(flow) = get(&SYN_FLOWS, key)
             && self.is_live(flow)
+            && !has_ended(flow)
+            && socket != TaskSocket::TimeWait
         {
             self.renew(flow)?;
             // A task that only forwards has no socket, a listener alone is none of this connection.
@@ -160,6 +170,12 @@ impl<'a> Visit<'a> {
         match socket {
             TaskSocket::Connected => self.open(&FLOWS, key)?,
             TaskSocket::HalfOpen => self.open(&SYN_FLOWS, key)?,
+            TaskSocket::TimeWait => {
+                if owner::is_pinned_elsewhere(self.packet, self.endpoint) {
+                    return Ok(Admission::Unknown);
+                }
+                self.open(&SYN_FLOWS, key)?;
+            }
             TaskSocket::Listening | TaskSocket::Absent => return Ok(Admission::Unknown),
         }
         Ok(Admission::Known)
@@ -211,6 +227,13 @@ impl<'a> Visit<'a> {
         touch(flow, self.packet, FLOW_CLIENT_FIN);
         Ok(())
     }
+}
+
+/// Whether both sides have closed the connection, or one has reset it.
+#[inline(always)]
+fn has_ended(flow: &FlowValue) -> bool {
+    const BOTH: u16 = FLOW_CLIENT_FIN | FLOW_TASK_FIN;
+    flow.flags & FLOW_RESET != 0 || flow.flags & BOTH == BOTH
 }
 
 /// The mesh flow that a packet from a task belongs to.

@@ -80,7 +80,7 @@ pub static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(
 #[map]
 pub static SYN_FLOWS: LruHashMap<FlowKey, FlowValue> =
     LruHashMap::with_max_entries(SYN_FLOWS_MAX, 0);
-/// Owners of flows that their ring has forgotten.
+/// Owners of flows that changes of their ring displaced.
 #[map]
 pub static PINS: HashMap<PinKey, PinValue> = HashMap::with_max_entries(PINS_MAX, BPF_F_NO_PREALLOC);
 /// UDP.

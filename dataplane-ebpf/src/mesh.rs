@@ -11,12 +11,15 @@ use crate::{
     flow::{self, Admission, Visit},
     maps::LOCAL,
     mss,
-    owner::{self, Owner},
+    owner::{self, Hop, Owner},
     packet::{Mac, Packet},
     redirect, refuse,
     skb::{Skb, Verdict},
     too_big,
 };
+
+/// How many further owners on this node are asked for an established flow.
+const OWNERS_HERE_MAX: u32 = 3;
 
 /// How a mesh packet came to this node.
 #[derive(Clone, Copy)]
@@ -25,8 +28,8 @@ pub struct Arrival {
     pub endpoint: u32,
     /// Tunnel address of the entry node; zero when that is this node.
     pub entry: Be32,
-    /// Whether it was handed on once already.
-    pub second_hop: bool,
+    /// How it was sent here; from the uplink, as from another entry.
+    pub hop: Hop,
 }
 
 /// Delivers a packet for a published port to a task of this node, or hands it on to who may have its
@@ -39,26 +42,34 @@ pub fn deliver(
     published: &ServiceValue,
     arrival: Arrival,
 ) -> Result<Verdict, DropReason> {
-    let mut endpoint = arrival.endpoint;
-    let mut local = local(endpoint);
-    let mut admission = admit(skb, packet, published, endpoint, local, arrival)?;
+    let mut arrival = arrival;
+    let mut local = local(arrival.endpoint);
+    let mut admission = admit(skb, packet, published, local, arrival)?;
 
-    if admission == Admission::Unknown
-        && packet.is_established()
-        && let Some(owner) = owner::find(config, packet, published, arrival)
-    {
-        if !owner.vtep.is_zero() {
-            return hand_on(skb, config, packet, owner, arrival);
+    let mut is_undecided = false;
+    for _ in 0..OWNERS_HERE_MAX {
+        if admission != Admission::Unknown || !packet.is_established() {
+            break;
         }
-        endpoint = owner.endpoint;
-        local = self::local(endpoint);
-        admission = admit(skb, packet, published, endpoint, local, arrival)?;
+        let (owner, hop) = owner::find(config, packet, published, arrival);
+        if !hop.goes_on() {
+            is_undecided = hop.is_undecided();
+            break;
+        }
+        if !owner.vtep.is_zero() {
+            return hand_on(skb, config, packet, owner, hop, arrival);
+        }
+        // As if it had come from another node.
+        arrival.endpoint = owner.endpoint;
+        arrival.hop = hop;
+        local = self::local(owner.endpoint);
+        admission = admit(skb, packet, published, local, arrival)?;
     }
     let (Some(local), Admission::Known | Admission::Opened) = (local, admission) else {
+        let is_search = is_undecided || arrival.hop.is_search();
+        let waits = || is_search || flow::now() < config.unsettled_until;
         return Err(match local {
-            _ if packet.is_established() && flow::now() < config.unsettled_until => {
-                DropReason::Unsettled
-            }
+            _ if packet.is_established() && waits() => DropReason::Unsettled,
             Some(_) => DropReason::UnknownFlow,
             None => DropReason::BackendGone,
         });
@@ -74,12 +85,11 @@ fn admit(
     skb: Skb,
     packet: &Packet,
     published: &ServiceValue,
-    endpoint: u32,
     local: Option<&'static LocalEndpoint>,
     arrival: Arrival,
 ) -> Result<Admission, DropReason> {
     match local {
-        Some(at) => Visit::new(packet, published, endpoint, at, arrival.entry).admit(skb),
+        Some(at) => Visit::new(packet, published, arrival.endpoint, at, arrival.entry).admit(skb),
         None => Ok(Admission::Unknown),
     }
 }
@@ -156,10 +166,11 @@ pub fn hand_on(
     config: &NodeConfig,
     packet: &Packet,
     owner: Owner,
+    hop: Hop,
     arrival: Arrival,
 ) -> Result<Verdict, DropReason> {
     too_big::check(skb, config, packet)?;
-    if arrival.second_hop {
+    if arrival.hop != Hop::FORWARD {
         // Nodes whose rings differ for a moment must not pass it round for ever.
         let ttl = routed_ttl(packet)?;
         skb.set_ip(packet, packet.src, packet.dst, ttl)?;
@@ -168,7 +179,7 @@ pub fn hand_on(
         Be32::ZERO => config.vtep,
         entry => entry,
     };
-    let dst = Mac::new(Kind::SecondHop.mac(owner.endpoint));
+    let dst = Mac::new(hop.mac(owner.endpoint));
     skb.set_macs(dst, Mac::new(task_mac(entry)))?;
     redirect::into_tunnel(skb, config, config.mesh_vni, owner.vtep, packet.tos)
 }

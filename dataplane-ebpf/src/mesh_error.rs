@@ -12,7 +12,7 @@ use crate::{
     entry::{self, Entry},
     flow::{self, Visit},
     mesh::{self, Arrival},
-    owner,
+    owner::{self, Hop},
     packet::{Bytes, ETHERTYPE_IPV4, Mac, PROTO_ICMP, Packet},
     quote::{End, Quote},
     redirect,
@@ -55,7 +55,7 @@ impl Found {
         let arrival = Arrival {
             endpoint: backend.endpoint,
             entry: Be32::ZERO,
-            second_hop: false,
+            hop: Hop::FORWARD,
         };
         deliver(skb, config, &self.packet, arrival)
     }
@@ -74,14 +74,14 @@ pub fn deliver(
     let published = entry::published(asked.dst, asked.dst_port, asked.proto, SIDE_PACKETS)
         .ok_or(DropReason::NotPublished)?;
     let mut task = task(skb, &asked, published, arrival, arrival.endpoint);
-    if task.is_none()
-        && asked.is_established()
-        && let Some(owner) = owner::find(config, &asked, published, arrival)
-    {
-        if !owner.vtep.is_zero() {
-            return mesh::hand_on(skb, config, packet, owner, arrival);
+    if task.is_none() && asked.is_established() {
+        let (owner, hop) = owner::find(config, &asked, published, arrival);
+        if hop.goes_on() {
+            if !owner.vtep.is_zero() {
+                return mesh::hand_on(skb, config, packet, owner, hop, arrival);
+            }
+            task = self::task(skb, &asked, published, arrival, owner.endpoint);
         }
-        task = self::task(skb, &asked, published, arrival, owner.endpoint);
     }
     let local = task.ok_or(DropReason::IcmpUnknownFlow)?;
     let ttl = mesh::routed_ttl(packet)?;

@@ -1,6 +1,9 @@
 //! Who may have an established flow that is not known where its packet was sent.
 
-use dataplane_abi::{BackendValue, Be32, NodeConfig, PinKey, ServiceValue};
+use dataplane_abi::{
+    BackendValue, Be32, NodeConfig, PinKey, ServiceValue,
+    net::mesh_mac::{Kind, SEARCH_HOPS_MAX},
+};
 
 use crate::{maps::PINS, mesh::Arrival, packet::Packet, service};
 
@@ -13,6 +16,11 @@ pub struct Owner {
 }
 
 impl Owner {
+    const NOBODY: Self = Self {
+        endpoint: 0,
+        vtep: Be32::ZERO,
+    };
+
     #[inline(always)]
     fn of(backend: &BackendValue) -> Self {
         Self {
@@ -22,32 +30,117 @@ impl Owner {
     }
 }
 
-/// The owner that the flow's pin names; without one, the slot's other owner.
+/// How a packet came to a backend: a number, as enums with contents end up in the same places of the
+/// stack as pointers ("invalid size of register fill", Linux 6.18).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Hop(u32);
+
+impl Hop {
+    pub const FORWARD: Self = Self(0);
+    const SECOND: Self = Self(1);
+    /// Among nodes whose rings differ, as the last one.
+    const SEARCH_LAST: Self = Self(2);
+    /// All who could have the flow were asked.
+    const NOBODY: Self = Self(32);
+    /// As far as this node can tell, but its ring and the sender's differ.
+    const UNDECIDED: Self = Self(33);
+
+    #[inline(always)]
+    pub fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Forward | Kind::Return => Self::FORWARD,
+            Kind::SecondHop => Self::SECOND,
+            Kind::Search(left) => Self(Self::SEARCH_LAST.0 + u32::from(left)),
+        }
+    }
+
+    /// Of an onward hop.
+    #[inline(always)]
+    pub fn mac(self, endpoint: u32) -> [u8; 6] {
+        if self == Self::SECOND {
+            return Kind::SecondHop.mac(endpoint);
+        }
+        Kind::Search((self.0 - Self::SEARCH_LAST.0) as u8).mac(endpoint)
+    }
+
+    #[inline(always)]
+    pub fn is_search(self) -> bool {
+        self.0 >= Self::SEARCH_LAST.0
+    }
+
+    #[inline(always)]
+    pub fn goes_on(self) -> bool {
+        self.0 < Self::NOBODY.0
+    }
+
+    #[inline(always)]
+    pub fn is_undecided(self) -> bool {
+        self == Self::UNDECIDED
+    }
+
+    /// The next in a search.
+    #[inline(always)]
+    fn search(self) -> Self {
+        match self {
+            Self::SEARCH_LAST => Self::UNDECIDED,
+            hop if hop.is_search() => Self(hop.0 - 1),
+            _ => Self(Self::SEARCH_LAST.0 + SEARCH_HOPS_MAX as u32),
+        }
+    }
+}
+
+/// Whom to ask next for a flow that `arrival.endpoint` does not have, and how: whom the flow's pin
+/// names; else from the slot's owner of now the one before.
+///
+/// Nodes learn of a change one after the other, and may skip some. A packet that did not come where
+/// this node's ring would have sent it was sent by another ring: then its owners are asked too, and
+/// whoever is last refuses nothing.
 #[inline(always)]
 pub fn find(
     config: &NodeConfig,
     packet: &Packet,
     published: &ServiceValue,
     arrival: Arrival,
-) -> Option<Owner> {
+) -> (Owner, Hop) {
     let pin = pin(packet);
     if let Some(owner) = pin
         && owner.endpoint != arrival.endpoint
     {
-        return Some(owner);
+        let is_search = arrival.hop.is_search();
+        let search = arrival.hop.search();
+        return (owner, if is_search { search } else { Hop::SECOND });
     }
+    let Some([now, before]) = owners(config, packet, published) else {
+        return (Owner::NOBODY, Hop::NOBODY);
+    };
+    let at_now = now.endpoint == arrival.endpoint;
+    let at_before = before.endpoint == arrival.endpoint;
+    // A pin that led here in vain is of an earlier connection from the same port.
+    let is_as_sent = pin.is_some()
+        || arrival.hop == Hop::FORWARD && at_now
+        || arrival.hop == Hop::SECOND && at_before;
+    if is_as_sent {
+        return (before, if at_before { Hop::NOBODY } else { Hop::SECOND });
+    }
+    if at_now && at_before {
+        return (now, Hop::UNDECIDED);
+    }
+    (if at_now { before } else { now }, arrival.hop.search())
+}
+
+/// The slot's owners, of now and before.
+#[inline(always)]
+fn owners(config: &NodeConfig, packet: &Packet, published: &ServiceValue) -> Option<[Owner; 2]> {
     let hash = service::hash(published, packet, config.ring_seed);
     let slot = service::slot(published, hash).ok()?;
     let now = service::backend(published, slot.now).ok()?;
     let before = service::backend(published, slot.before).ok()?;
-    // A pin that led here in vain is of an earlier connection from the same port.
-    if now.endpoint == arrival.endpoint || pin.is_some() {
-        let asked = before.endpoint == arrival.endpoint;
-        return (!asked).then_some(Owner::of(before));
-    }
-    // Nodes learn of a change one after the other. The sender knows another ring than this node: if
-    // an older one, its flows are the slot's owner's of now too, if a newer one, that one's before.
-    (!arrival.second_hop).then_some(Owner::of(now))
+    Some([Owner::of(now), Owner::of(before)])
+}
+
+#[inline(always)]
+pub fn is_pinned_elsewhere(packet: &Packet, endpoint: u32) -> bool {
+    pin(packet).is_some_and(|owner| owner.endpoint != endpoint)
 }
 
 #[inline(always)]

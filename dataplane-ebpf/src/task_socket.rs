@@ -12,6 +12,7 @@ use crate::skb::Skb;
 
 /// States of `include/net/tcp_states.h`.
 const TCP_SYN_RECV: u32 = 3;
+const TCP_TIME_WAIT: u32 = 6;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
@@ -19,8 +20,10 @@ const TCP_NEW_SYN_RECV: u32 = 12;
 /// What a task has for a TCP connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum TaskSocket {
-    /// A socket whose handshake is over, up to the end of TIME_WAIT.
+    /// A socket whose handshake is over.
     Connected,
+    /// What is left of a connection that ended.
+    TimeWait,
     /// The handshake goes on.
     HalfOpen,
     /// Only a listener, which would take the connection.
@@ -61,6 +64,7 @@ pub fn find(skb: Skb, local: &LocalEndpoint, key: &FlowKey) -> TaskSocket {
     match state {
         TCP_LISTEN => TaskSocket::Listening,
         TCP_SYN_RECV | TCP_NEW_SYN_RECV => TaskSocket::HalfOpen,
+        TCP_TIME_WAIT => TaskSocket::TimeWait,
         TCP_CLOSE => TaskSocket::Absent,
         _ => TaskSocket::Connected,
     }

@@ -8,7 +8,9 @@ use crate::{
     entry::Entry,
     guard,
     mesh::{self, Arrival},
-    mesh_error, service,
+    mesh_error,
+    owner::Hop,
+    service,
     skb::{Skb, Verdict},
 };
 
@@ -40,7 +42,7 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
     let mut arrival = Arrival {
         endpoint: 0,
         entry: Be32::ZERO,
-        second_hop: false,
+        hop: Hop::FORWARD,
     };
     enter(skb, config, &entry, &mut arrival)
         .or_else(|reason| mesh::refuse(skb, config, &entry.packet, arrival, reason))

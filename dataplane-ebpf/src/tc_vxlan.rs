@@ -16,6 +16,7 @@ use crate::{
     maps::PEERS,
     mesh::{self, Arrival},
     mesh_error, overlay,
+    owner::Hop,
     packet::{Bytes, ETHERTYPE_IPV4, PROTO_ICMP, Packet},
     service,
     skb::{Skb, Verdict},
@@ -98,7 +99,7 @@ fn mesh(
     let arrival = Arrival {
         endpoint: mac_suffix(dst),
         entry,
-        second_hop: kind == Kind::SecondHop,
+        hop: Hop::of(kind),
     };
     if packet.proto == PROTO_ICMP {
         return mesh_error::deliver(skb, config, packet, arrival);

@@ -270,8 +270,8 @@ pub enum AgentMessage {
     Pins(Vec<Pin>),
 }
 
-/// Where a live TCP connection of the mesh is that its service's ring has forgotten: changes of the
-/// service's backends have moved its slot more than once.
+/// Where a live TCP connection of the mesh is whose slot belongs to another endpoint by now: changes of
+/// the service's backends displaced it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Pin {
     pub client: SocketAddrV4,

@@ -280,7 +280,7 @@ impl Core {
             warn!(feed.version = %self.view.version, "left out of the data plane: {skipped}");
         }
         if report.services_written > 0 {
-            self.tell_pins();
+            self.rings_changed();
         }
         // Each update has its acknowledgement, also one that brings no new version.
         if std::mem::take(&mut self.owes_ack) {

@@ -1,4 +1,4 @@
-//! Flows that rings have forgotten: found here, told to all nodes, and those of all nodes in the maps.
+//! Flows that changes displaced: found here, told to all nodes, and those of all nodes in the maps.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,13 +23,15 @@ pub(super) struct PinBook {
     is_loaded: bool,
     /// The managers have heard of this node's.
     is_told: bool,
+    /// Every node has what this one has applied.
+    is_settled: bool,
 }
 
 impl Core {
-    /// Looks for forgotten flows, and tells of them if they are not the same as before.
+    /// Looks for displaced flows, and tells of them if there are others than before.
     pub(super) fn tell_pins(&mut self) {
         if let Err(err) = self.find_pins() {
-            error!("flows that live through several changes may end: {err:#}");
+            error!("flows may end at the next change: {err:#}");
         }
     }
 
@@ -37,13 +39,22 @@ impl Core {
         let own = self.local.node;
         if !self.pins.is_loaded {
             self.pins.by_node = self.datapath.pins(&self.view, own)?;
+            self.pins
+                .by_node
+                .values_mut()
+                .for_each(|pins| pins.sort_unstable());
             self.pins.is_loaded = true;
         }
-        let found = tokio::task::block_in_place(|| self.datapath.forgotten_flows())?;
         let known = self.pins.by_node.entry(own).or_default();
+        let keep = if self.pins.is_settled {
+            &[]
+        } else {
+            &known[..]
+        };
+        let found = tokio::task::block_in_place(|| self.datapath.displaced_flows(keep))?;
         let is_news = *known != found;
         if is_news {
-            debug!(flow.pinned = found.len(), "flows that rings have forgotten");
+            debug!(flow.displaced = found.len(), "flows that changes displaced");
             known.clone_from(&found);
         }
         self.write_pins()?;
@@ -52,6 +63,12 @@ impl Core {
             self.say(AgentMessage::Pins(found));
         }
         Ok(())
+    }
+
+    /// A change of rings is in the maps.
+    pub(super) fn rings_changed(&mut self) {
+        self.pins.is_settled = false;
+        self.tell_pins();
     }
 
     /// The managers may have lost what they were told.
@@ -63,7 +80,7 @@ impl Core {
     pub(super) fn hear_pins(&mut self, node: NodeId, pins: Vec<Pin>) {
         self.pins.by_node.insert(node, pins);
         if let Err(err) = self.write_pins() {
-            error!("flows that live through several changes may end: {err:#}");
+            error!("flows may end at the next change: {err:#}");
         }
     }
 
@@ -72,6 +89,7 @@ impl Core {
         if version < self.view.version {
             return;
         }
+        self.pins.is_settled = true;
         // Once more: nodes that were behind have sent new flows here by their old rings.
         self.tell_pins();
         if let Err(err) = self.datapath.settle_in(SETTLE) {

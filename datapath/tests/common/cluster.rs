@@ -73,8 +73,8 @@ impl Switch {
         namespace
     }
 
-    /// A node at `addr`, configured, programs attached, with no tasks.
-    pub fn node(&self, addr: Be32) -> Host {
+    /// The devices of a node at `addr`, with no programs.
+    pub fn machine(&self, addr: Be32) -> Namespace {
         let namespace = Namespace::new("node");
         namespace.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
         namespace.sysctl("net/ipv4/conf/all/forwarding", "1");
@@ -84,7 +84,12 @@ impl Switch {
         namespace.ip("link add sn_gwbridge address 02:42:ac:12:00:01 type bridge");
         namespace.ip("addr add 172.18.0.1/16 dev sn_gwbridge");
         namespace.ip("link set sn_gwbridge up");
+        namespace
+    }
 
+    /// A node at `addr`, configured, programs attached, with no tasks.
+    pub fn node(&self, addr: Be32) -> Host {
+        let namespace = self.machine(addr);
         let mut node = Node::load();
         node.configure(NodeConfig {
             vxlan_ifindex: namespace.ifindex("vx0"),
