@@ -18,7 +18,7 @@ use tokio::{
     sync::watch,
 };
 
-use crate::common::{Namespace, cluster::PATIENCE};
+use crate::common::{Namespace, cluster::patience};
 
 /// Between two questions of a client that nobody hurries.
 const PAUSE_MAX: Duration = Duration::from_millis(800);
@@ -59,9 +59,9 @@ impl Traffic {
     /// Opens a connection to each address, from inside of `namespace`.
     pub fn connect(&self, namespace: &Namespace, to: &[SocketAddr]) -> Vec<Connection> {
         let open = |to: &SocketAddr| {
-            let stream = TcpStream::connect_timeout(to, PATIENCE);
+            let stream = TcpStream::connect_timeout(to, patience());
             let mut stream = stream.unwrap_or_else(|error| panic!("connect to {to}: {error}"));
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(patience())).unwrap();
             stream.set_nodelay(true).unwrap();
             let mut greeting = [0; 4];
             let read = stream.read_exact(&mut greeting);
