@@ -270,8 +270,6 @@ fn neighbours_target_of_a_published_port_is_reached() {
             DropReason::Isolated,
         );
     }
-    let fragment = to_neighbour(Frame::udp((TASK, 5000), (NEIGHBOUR, 53)).fragment(0x2000));
-    node.assert_drops("sn_tc_gateway", &fragment.bytes(), DropReason::Fragmented);
     let flows = node.entries::<FlowKey, FlowValue>("UDP_FLOWS");
     assert_eq!(flows.len(), 1, "UDP leaves one entry, TCP none");
     assert_eq!(flows[0].1.flags, FLOW_BRIDGED);
@@ -304,8 +302,6 @@ fn target_answers_its_neighbours_and_begins_nothing_from_the_published_port() {
     node.assert_passes("sn_tc_gateway", &answer);
     let other = to_neighbour(Frame::udp((TASK, 53), (NEIGHBOUR, 5001)));
     node.assert_drops("sn_tc_gateway", &other.bytes(), DropReason::Isolated);
-    let fragment = to_neighbour(Frame::udp((TASK, 53), (NEIGHBOUR, 5000)).fragment(0x2000));
-    node.assert_drops("sn_tc_gateway", &fragment.bytes(), DropReason::Fragmented);
 }
 
 #[test]
@@ -332,8 +328,6 @@ fn spoofed_broken_and_unregistered_drop_with_reason() {
         &reply(ACK).ttl(1).bytes(),
         DropReason::TtlExpired,
     );
-    let fragment = reply(ACK).fragment(0x2000);
-    node.assert_drops("sn_tc_gateway", &fragment.bytes(), DropReason::Fragmented);
     node.configure(NodeConfig::default());
     node.assert_drops(
         "sn_tc_gateway",

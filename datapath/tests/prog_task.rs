@@ -358,7 +358,6 @@ fn vip_does_not_follow_what_it_cannot_translate() {
     let mut node = node_with_vip(&[far()], &[slot(0, 0)]);
     let datagram = || Frame::udp((TASK, 1), (VIP, 53)).between_tasks();
     let cases = [
-        (datagram().fragment(0x2000), DropReason::Fragmented),
         (datagram().fragment(0x0010), DropReason::FragmentWithoutHead),
         (
             Frame::new(TASK, VIP, Transport::Other(132)).between_tasks(),

@@ -479,14 +479,6 @@ fn node_that_is_not_configured_drops_only_what_is_published() {
 }
 
 #[test]
-fn first_fragment_to_a_published_port_drops_with_reason() {
-    let mut node = node_with_local_backend(UDP);
-    let frame = Frame::udp(CLIENT, PUBLISHED).fragment(0x2000);
-    node.assert_drops("sn_tc_uplink", &frame.bytes(), DropReason::Fragmented);
-    node.assert_drops("sn_xdp_uplink", &frame.bytes(), DropReason::Fragmented);
-}
-
-#[test]
 fn time_to_live_ends_where_the_packet_is_routed() {
     let mut node = node_with_local_backend(TCP);
     node.assert_drops(

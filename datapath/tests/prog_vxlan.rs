@@ -552,10 +552,6 @@ fn mesh_packets_that_make_no_sense_drop_with_reason() {
         ),
         (forward(syn.clone().ttl(1)), DropReason::TtlExpired),
         (
-            forward(Frame::udp(CLIENT, ENTRY_ADDR).fragment(0x2000)),
-            DropReason::Fragmented,
-        ),
-        (
             forward(Frame::udp(CLIENT, ENTRY_ADDR).fragment(4)),
             DropReason::FragmentWithoutHead,
         ),

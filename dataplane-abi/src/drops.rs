@@ -48,7 +48,7 @@ drop_reasons! {
     RewriteFailed = 10 => "rewrite-failed",
     /// A mesh return for a client that this node has no route to.
     NoRouteToClient = 11 => "no-route-to-client",
-    /// A later fragment of a packet to a published port: its ports are not known.
+    /// A later fragment of a flow that is translated, whose first one did not come before it.
     FragmentWithoutHead = 12 => "fragment-without-head",
     /// The device sends from an interface that the agent has not registered.
     UnknownInterface = 13 => "unknown-interface",
@@ -62,7 +62,7 @@ drop_reasons! {
     TtlExpired = 17 => "ttl-expired",
     /// The node's configuration map is empty: the agent has not finished its first start.
     NotConfigured = 18 => "not-configured",
-    /// A fragment of a flow whose packets have to be translated: fragments are not followed.
+    /// Not counted any more: fragments of translated flows are followed.
     Fragmented = 19 => "fragmented",
     /// A tunnel packet for a port that this node does not know as published.
     NotPublished = 20 => "not-published",
@@ -76,6 +76,8 @@ drop_reasons! {
     IcmpUnknownFlow = 24 => "icmp-unknown-flow",
     /// ICMP in the mesh that is no error about TCP or UDP, or quotes too little of its cause.
     BadIcmp = 25 => "bad-icmp",
+    /// The first fragment of a packet to a published port, after a later one went to the host.
+    FragmentBeforeHead = 26 => "fragment-before-head",
     /// A packet in the middle of a TCP connection for which no backend has a flow or a socket.
     UnknownFlow = 35 => "unknown-flow",
     /// A packet of a TCP connection that is not known here, moments after a change of backends: sent again,

@@ -281,6 +281,36 @@ map_types! {
         vtep: Be32,
     }
 
+    /// Key of `FRAGMENTS`: an IPv4 packet that comes in fragments (RFC 791 section 2.3).
+    FragmentKey: 16 {
+        src: Be32,
+        dst: Be32,
+        /// [`FRAGMENT_MESH`], [`FRAGMENT_GATEWAY`], or the VNI of an overlay network.
+        scope: u32,
+        id: Be16,
+        proto: u8,
+        _pad: u8,
+    }
+
+    /// `FRAGMENTS`, LRU hash: where the first fragment went, until all of the packet went there.
+    /// Written and read by the tc programs.
+    FragmentValue: 32 {
+        /// Nanoseconds of the monotonic clock at the first fragment; valid for
+        /// [`FRAGMENT_LIFETIME_NS`].
+        since: u64,
+        /// Tunnel address of the node; zero when that is this one.
+        vtep: Be32,
+        /// What the packet's translated address becomes; zero where an endpoint or nothing says it.
+        addr: Be32,
+        endpoint: u32,
+        /// Of the packet's payload so far.
+        bytes: u32,
+        /// Of the payload in all; zero until the last fragment tells.
+        total: u32,
+        /// [`FRAGMENT_STRAY`].
+        flags: u32,
+    }
+
     /// Key of `VIP_FLOWS`: a flow to a VIP that the socket hook missed, as the backend replies.
     VipFlowKey: 24 {
         vni: u32,
@@ -427,6 +457,15 @@ pub const SERVICE_AFFINITY: u32 = 2;
 /// How old `last_seen` gets before a packet renews it: the entry's cache line stays clean.
 pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;
 
+/// `FragmentKey::scope`: from a client to a published port.
+pub const FRAGMENT_MESH: u32 = 0;
+/// `FragmentKey::scope`: what a task sends by its gateway side.
+pub const FRAGMENT_GATEWAY: u32 = 1;
+/// `FragmentValue::flags`: no first fragment yet; a later one went to the host's stack.
+pub const FRAGMENT_STRAY: u32 = 1;
+/// As long as Linux waits for the rest of a packet.
+pub const FRAGMENT_LIFETIME_NS: u64 = 30_000_000_000;
+
 /// `VipFlowValue::flags`: client and backend are one task.
 pub const VIP_FLOW_HAIRPIN: u32 = 1;
 
@@ -457,5 +496,6 @@ pub const FLOWS_MAX: u32 = if crate::ANOTHER_LAYOUT {
 pub const SYN_FLOWS_MAX: u32 = 65_536;
 pub const PINS_MAX: u32 = 262_144;
 pub const UDP_FLOWS_MAX: u32 = 65_536;
+pub const FRAGMENTS_MAX: u32 = 16_384;
 pub const VIP_FLOWS_MAX: u32 = 65_536;
 pub const STATS_MAX: u32 = 65_536;

@@ -2,12 +2,13 @@
 //! only what the socket hook makes of a published port, and the replies to that.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use dataplane_abi::{
+use dataplane_abi::{FRAGMENT_GATEWAY, 
     Be16, Be32, DropReason, FLOW_BRIDGED, FlowKey, FlowValue, NodeConfig, TargetKey, TargetValue,
     net::task_mac,
 };
 
 use crate::{
+    fragment::{self, Way},
     flow,
     maps::{TARGETS, UDP_FLOWS},
     packet::{Bytes, Mac, PROTO_TCP, Packet},
@@ -44,11 +45,8 @@ fn is_stray_reply(config: &NodeConfig, packet: &Packet) -> bool {
 /// A reply of UDP over the bridge.
 #[inline(always)]
 pub fn reply(packet: &Packet, flow: &mut FlowValue) -> Result<Verdict, DropReason> {
-    if packet.is_fragment() {
-        return Err(DropReason::Fragmented);
-    }
     flow::touch(flow, packet, 0);
-    Ok(TC_ACT_UNSPEC)
+    pass(packet)
 }
 
 #[inline(always)]
@@ -60,20 +58,28 @@ fn to_neighbour(packet: &Packet) -> Result<Verdict, DropReason> {
         return Err(DropReason::Isolated);
     }
     if let Some(target) = target(packet.dst, packet.dst_port, packet.proto) {
-        if packet.is_fragment() {
-            return Err(DropReason::Fragmented);
-        }
         if packet.proto != PROTO_TCP {
             note(packet, target)?;
         }
-        return Ok(TC_ACT_UNSPEC);
+        return pass(packet);
     }
     // TCP tells itself who began; a reply's SYN has an ACK. UDP's replies have their flow.
-    let answers = packet.is_established() && !packet.is_fragment();
-    if answers && target(packet.src, packet.src_port, packet.proto).is_some() {
-        return Ok(TC_ACT_UNSPEC);
+    if packet.is_established() && target(packet.src, packet.src_port, packet.proto).is_some() {
+        return pass(packet);
     }
     Err(DropReason::Isolated)
+}
+
+/// On to the bridge, and the fragments behind it with it.
+#[inline(always)]
+fn pass(packet: &Packet) -> Result<Verdict, DropReason> {
+    let way = Way {
+        vtep: Be32::ZERO,
+        endpoint: 0,
+        addr: Be32::ZERO,
+    };
+    fragment::note(packet, FRAGMENT_GATEWAY, way)?;
+    Ok(TC_ACT_UNSPEC)
 }
 
 #[inline(always)]

@@ -38,9 +38,6 @@ impl Entry {
     /// Where the packet goes.
     #[inline(always)]
     pub fn backend(&self, config: &NodeConfig) -> Result<&'static BackendValue, DropReason> {
-        if self.packet.is_fragment() {
-            return Err(DropReason::Fragmented);
-        }
         let hash = service::hash(self.service, &self.packet, config.ring_seed);
         let slot = service::slot(self.service, hash)?;
         let backend = service::backend(self.service, slot.now)?;

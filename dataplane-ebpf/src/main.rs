@@ -23,6 +23,7 @@ mod count;
 mod encap;
 mod entry;
 mod flow;
+mod fragment;
 mod guard;
 mod maps;
 mod mesh;

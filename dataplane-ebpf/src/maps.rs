@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use dataplane_abi::{
     ADDRESSED_MAX, BACKENDS_MAX, BackendValue, Be32, DropCounter, ENDPOINTS_MAX, EndpointKey,
-    EndpointValue, FLOWS_MAX, FRONTENDS_MAX, FlowKey, FlowValue, LOCAL_MAX, LocalEndpoint,
+    EndpointValue, FLOWS_MAX, FRONTENDS_MAX, FRAGMENTS_MAX, FlowKey, FlowValue, FragmentKey, FragmentValue, LOCAL_MAX, LocalEndpoint,
     NETNS_MAX, NODE_ADDRS_MAX, NetnsValue, NodeConfig, PEERS_MAX, PINS_MAX, PeerValue, PinKey,
     PinValue, PublishedKey, RING_CHUNKS_MAX, RingChunk, SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX,
     ServiceValue, SockKey, SockOrigin, Stats, TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX,
@@ -87,6 +87,10 @@ pub static PINS: HashMap<PinKey, PinValue> = HashMap::with_max_entries(PINS_MAX,
 #[map]
 pub static UDP_FLOWS: LruHashMap<FlowKey, FlowValue> =
     LruHashMap::with_max_entries(UDP_FLOWS_MAX, 0);
+/// Where the first fragments of packets went.
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> =
+    LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
 /// Flows to VIPs, translated per packet, whose client is here.
 #[map]
 pub static VIP_FLOWS: LruHashMap<VipFlowKey, VipFlowValue> =

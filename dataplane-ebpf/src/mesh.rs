@@ -1,7 +1,7 @@
 //! The mesh at the backend's node: delivery into a task, replies, second hops.
 
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, FLOW_DIRECT, FLOW_TASK_FIN, FlowValue, LocalEndpoint,
+    BackendValue, Be16, Be32, DropReason, FLOW_DIRECT, FLOW_TASK_FIN, FRAGMENT_GATEWAY, FRAGMENT_MESH, FlowValue, LocalEndpoint,
     NodeConfig, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
 };
@@ -9,6 +9,7 @@ use dataplane_abi::{
 use crate::{
     count,
     flow::{self, Admission, Visit},
+    fragment::{self, Way},
     maps::LOCAL,
     mss,
     owner::{self, Hop, Owner},
@@ -57,6 +58,12 @@ pub fn deliver(
             break;
         }
         if !owner.vtep.is_zero() {
+            let way = Way {
+                vtep: owner.vtep,
+                endpoint: owner.endpoint,
+                addr: Be32::ZERO,
+            };
+            fragment::note(packet, FRAGMENT_MESH, way)?;
             return hand_on(skb, config, packet, owner, hop, arrival);
         }
         // As if it had come from another node.
@@ -74,6 +81,12 @@ pub fn deliver(
             None => DropReason::BackendGone,
         });
     };
+    let way = Way {
+        vtep: Be32::ZERO,
+        endpoint: arrival.endpoint,
+        addr: Be32::ZERO,
+    };
+    fragment::note(packet, FRAGMENT_MESH, way)?;
     let opens_flow = admission == Admission::Opened;
     count::packet(local.stats, skb.volume(), opens_flow);
     let target = published.target(packet.dst_port);
@@ -92,6 +105,55 @@ fn admit(
         Some(at) => Visit::new(packet, published, arrival.endpoint, at, arrival.entry).admit(skb),
         None => Ok(Admission::Unknown),
     }
+}
+
+/// Sends a later fragment where its first one went: to a task of this node, or on through the tunnel.
+#[inline(always)]
+pub fn follow(
+    skb: Skb,
+    config: &NodeConfig,
+    packet: &Packet,
+    way: Way,
+    from_tunnel: bool,
+) -> Result<Verdict, DropReason> {
+    if !way.vtep.is_zero() {
+        too_big::check(skb, config, packet)?;
+        if from_tunnel {
+            // Nodes that remember different first ones must not pass it round for ever.
+            let ttl = routed_ttl(packet)?;
+            skb.set_ip(packet, packet.src, packet.dst, ttl)?;
+        }
+        let dst = Mac::new(Kind::Forward.mac(way.endpoint));
+        skb.set_macs(dst, Mac::new(task_mac(config.vtep)))?;
+        return redirect::into_tunnel(skb, config, config.mesh_vni, way.vtep, packet.tos);
+    }
+    let local = local(way.endpoint).ok_or(DropReason::BackendGone)?;
+    let ttl = routed_ttl(packet)?;
+    count::packet(local.stats, skb.volume(), false);
+    skb.set_ip(packet, packet.src, local.addr, ttl)?;
+    skb.set_macs(Mac::new(local.mac), Mac::new(task_mac(config.gateway_addr)))?;
+    Ok(redirect::into_task(local.ifindex))
+}
+
+/// As [`follow`], for what a task replies.
+#[inline(always)]
+pub fn follow_reply(
+    skb: Skb,
+    config: &NodeConfig,
+    packet: &Packet,
+    way: Way,
+) -> Result<Verdict, DropReason> {
+    if !way.vtep.is_zero() {
+        too_big::check(skb, config, packet)?;
+    }
+    let ttl = routed_ttl(packet)?;
+    skb.set_ip(packet, way.addr, packet.dst, ttl)?;
+    if way.vtep.is_zero() {
+        return redirect::by_route(skb, config, packet, way.addr, packet.dst);
+    }
+    let dst = Mac::new(Kind::Return.mac(way.endpoint));
+    skb.set_macs(dst, Mac::new(task_mac(config.vtep)))?;
+    redirect::into_tunnel(skb, config, config.mesh_vni, way.vtep, packet.tos)
 }
 
 /// Drops a packet of the mesh for `reason`; a client that is to hear of it does, by the way that
@@ -202,9 +264,6 @@ pub fn reply(
     packet: &Packet,
     flow: &mut FlowValue,
 ) -> Result<Verdict, DropReason> {
-    if packet.is_fragment() {
-        return Err(DropReason::Fragmented);
-    }
     let (src, port) = (flow.node_addr, flow.published);
     let entry = return_entry(flow);
     if !entry.is_zero()
@@ -216,6 +275,12 @@ pub fn reply(
             Ok(redirect::into_task(skb.ifindex()))
         });
     }
+    let way = Way {
+        vtep: entry,
+        endpoint: flow.endpoint,
+        addr: src,
+    };
+    fragment::note(packet, FRAGMENT_GATEWAY, way)?;
     mss::clamp(skb, config, packet)?;
     flow::touch(flow, packet, FLOW_TASK_FIN);
     count::packet(flow.stats, skb.volume(), false);

@@ -126,6 +126,8 @@ pub struct Packet {
     pub checksum: u16,
     /// Flags and offset, host order.
     fragment: u16,
+    /// Tells the packets of one sender apart, as far as they are fragmented.
+    pub id: Be16,
     /// Of the IPv4 packet, as its header says.
     pub total_len: u16,
     pub tos: u8,
@@ -153,12 +155,13 @@ impl Packet {
             return Err(DropReason::BadIpHeader);
         }
         let [ttl, proto, sum0, sum1] = ip[2].to_ne_bytes();
-        let [_, _, fragment0, fragment1] = ip[1].to_ne_bytes();
+        let [id0, id1, fragment0, fragment1] = ip[1].to_ne_bytes();
         let mut packet = Self {
             src: Be32::from_raw(ip[3]),
             dst: Be32::from_raw(ip[4]),
             checksum: u16::from_ne_bytes([sum0, sum1]),
             fragment: u16::from_be_bytes([fragment0, fragment1]),
+            id: Be16::from_raw(u16::from_ne_bytes([id0, id1])),
             total_len: u16::from_be_bytes([len0, len1]),
             tos,
             ttl,
@@ -194,6 +197,7 @@ impl Packet {
             dst: to.0,
             checksum: 0,
             total_len: 0,
+            id: Be16::ZERO,
             fragment: 0,
             tos: 0,
             ttl: 0,
@@ -220,6 +224,24 @@ impl Packet {
     #[inline(always)]
     pub fn is_fragment(&self) -> bool {
         self.fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0
+    }
+
+    /// Of those of a packet that comes in several.
+    #[inline(always)]
+    pub fn is_last_fragment(&self) -> bool {
+        self.fragment & MORE_FRAGMENTS == 0
+    }
+
+    /// Where the payload belongs, in bytes.
+    #[inline(always)]
+    pub fn fragment_offset(&self) -> u32 {
+        u32::from(self.fragment & FRAGMENT_OFFSET) * 8
+    }
+
+    /// Of the IPv4 packet.
+    #[inline(always)]
+    pub fn payload_len(&self) -> u32 {
+        u32::from(self.total_len).saturating_sub((self.l4 - ETH_LEN) as u32)
     }
 
     /// Its sender wants to hear of a way that it does not fit (RFC 1191).

@@ -2,10 +2,10 @@
 //! leave here; what is not for another task of the node goes on to the bridge.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use dataplane_abi::{DropReason, FLOW_BRIDGED, VethValue};
+use dataplane_abi::{FRAGMENT_GATEWAY, DropReason, FLOW_BRIDGED, VethValue};
 
 use crate::{
-    arp, bridge, flow, guard,
+    arp, bridge, fragment, flow, guard,
     maps::VETHS,
     mesh, mesh_error,
     packet::{Bytes, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac, Packet},
@@ -46,6 +46,14 @@ fn ipv4(skb: Skb, bytes: Bytes, veth: &VethValue) -> Result<Verdict, DropReason>
     guard::not_source_routed(skb, &packet)?;
     let config = service::config()?;
     guard::not_into_tunnel(config, &packet)?;
+    if packet.is_later_fragment()
+        && let Some(way) = fragment::way(&packet, FRAGMENT_GATEWAY)
+    {
+        if way.addr.is_zero() {
+            return Ok(TC_ACT_UNSPEC);
+        }
+        return mesh::follow_reply(skb, config, &packet, way);
+    }
     if packet.has_ports()
         && let Some(flow) = flow::of_reply(&packet)
     {

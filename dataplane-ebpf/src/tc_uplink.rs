@@ -1,15 +1,17 @@
 //! `sn_tc_uplink`: ingress of the uplink. The mesh's entry.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use dataplane_abi::{Be32, DropReason, NodeConfig};
+use dataplane_abi::{Be32, DropReason, FRAGMENT_MESH, NodeConfig};
 
 use crate::{
     count,
-    entry::Entry,
+    entry::{self, Entry},
+    fragment::{self, Way},
     guard,
     mesh::{self, Arrival},
     mesh_error,
     owner::Hop,
+    packet::{Bytes, ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, Packet},
     service,
     skb::{Skb, Verdict},
 };
@@ -33,10 +35,7 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
         guard::not_of_gateway_network(config, bytes)?;
     }
     let Some(entry) = Entry::find(bytes) else {
-        return match mesh_error::find(skb, bytes) {
-            Some(found) => found.enter(skb, config?),
-            None => Ok(TC_ACT_UNSPEC),
-        };
+        return without_ports(skb, config, bytes);
     };
     let config = config?;
     let mut arrival = Arrival {
@@ -48,6 +47,39 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
         .or_else(|reason| mesh::refuse(skb, config, &entry.packet, arrival, reason))
 }
 
+/// What names no port itself: an ICMP error, or a later fragment.
+#[inline(always)]
+fn without_ports(
+    skb: Skb,
+    config: Result<&NodeConfig, DropReason>,
+    bytes: Bytes,
+) -> Result<Verdict, DropReason> {
+    if let Some(found) = mesh_error::find(skb, bytes) {
+        return found.enter(skb, config?);
+    }
+    let Some(packet) = later_fragment(bytes) else {
+        return Ok(TC_ACT_UNSPEC);
+    };
+    if let Some(way) = fragment::way(&packet, FRAGMENT_MESH) {
+        return mesh::follow(skb, config?, &packet, way, false);
+    }
+    // Whether it is ours, its first fragment would tell. The host's stack takes what is its own.
+    if entry::is_node_addr(packet.dst) {
+        fragment::note_stray(&packet, FRAGMENT_MESH)?;
+    }
+    Ok(TC_ACT_UNSPEC)
+}
+
+#[inline(always)]
+fn later_fragment(bytes: Bytes) -> Option<Packet> {
+    if bytes.ether_type().ok()? != ETHERTYPE_IPV4 {
+        return None;
+    }
+    let packet = Packet::parse(bytes).ok()?;
+    let has_flow = matches!(packet.proto, PROTO_TCP | PROTO_UDP);
+    (has_flow && packet.is_later_fragment()).then_some(packet)
+}
+
 #[inline(always)]
 fn enter(
     skb: Skb,
@@ -57,7 +89,16 @@ fn enter(
 ) -> Result<Verdict, DropReason> {
     let backend = entry.backend(config)?;
     count::packet(entry.service.stats, skb.volume(), entry.packet.is_syn());
+    if fragment::is_late(&entry.packet, FRAGMENT_MESH) {
+        return Err(DropReason::FragmentBeforeHead);
+    }
     if !backend.vtep.is_zero() {
+        let way = Way {
+            vtep: backend.vtep,
+            endpoint: backend.endpoint,
+            addr: Be32::ZERO,
+        };
+        fragment::note(&entry.packet, FRAGMENT_MESH, way)?;
         return mesh::forward(skb, config, &entry.packet, backend);
     }
     arrival.endpoint = backend.endpoint;

@@ -7,12 +7,12 @@ use aya_ebpf::{
     macros::classifier, programs::TcContext,
 };
 use dataplane_abi::{
-    Be32, DropReason, NodeConfig, SIDE_PACKETS,
+    Be32, DropReason, FRAGMENT_MESH, NodeConfig, SIDE_PACKETS,
     net::{mac_suffix, mesh_mac::Kind},
 };
 
 use crate::{
-    entry, guard,
+    entry, fragment, guard,
     maps::PEERS,
     mesh::{self, Arrival},
     mesh_error, overlay,
@@ -78,14 +78,12 @@ fn mesh(
 ) -> Result<Verdict, DropReason> {
     let dst = bytes.mac_dst()?.bytes();
     let kind = Kind::of(dst).ok_or(DropReason::BadMeshMac)?;
-    if packet.is_later_fragment() {
-        return Err(DropReason::FragmentWithoutHead);
-    }
     if kind == Kind::Return {
         return mesh::return_to_client(skb, config, packet);
     }
-    if packet.is_fragment() {
-        return Err(DropReason::Fragmented);
+    if packet.is_later_fragment() {
+        let way = fragment::way(packet, FRAGMENT_MESH).ok_or(DropReason::FragmentWithoutHead)?;
+        return mesh::follow(skb, config, packet, way, true);
     }
     let entry = if kind == Kind::Forward {
         source

@@ -11,6 +11,7 @@ use dataplane_abi::{
 use crate::{
     checksum::Sum,
     count,
+    fragment::{self, Way},
     maps::{ENDPOINTS, VIP_FLOWS, VIPS},
     packet::{Mac, PROTO_ICMP, Packet},
     quote::Quote,
@@ -41,13 +42,10 @@ pub fn outbound(
         return echo(skb, veth, packet, vip);
     }
     if packet.is_later_fragment() {
-        return Err(DropReason::FragmentWithoutHead);
+        return follow(skb, config, veth, packet);
     }
     if !packet.has_ports() {
         return Err(DropReason::UnsupportedProtocol);
-    }
-    if packet.is_fragment() {
-        return Err(DropReason::Fragmented);
     }
     let client = EndpointKey {
         vni: veth.vni,
@@ -60,6 +58,7 @@ pub fn outbound(
     // replaces meanwhile is not reused before this CPU has long read it.
     let client = unsafe { &mut *client };
     if client.flags & ENDPOINT_HAS_VIP_FLOWS != 0 && is_hairpin_reply(veth, packet) {
+        fragment::note(packet, veth.vni, translated_to(veth.addr))?;
         return into_self(skb, packet, packet.dst, veth.addr, veth);
     }
 
@@ -79,12 +78,51 @@ pub fn outbound(
     if client.flags & ENDPOINT_HAS_VIP_FLOWS == 0 {
         client.flags |= ENDPOINT_HAS_VIP_FLOWS;
     }
+    fragment::note(packet, veth.vni, translated_to(backend.addr))?;
     count::packet(vip.stats, skb.volume(), opens_flow);
     if backend.addr == veth.addr {
         // The task would refuse a packet from itself: it sees the VIP as its peer.
         return into_self(skb, packet, packet.dst, veth.addr, veth);
     }
     to_backend(skb, config, veth, packet, backend)
+}
+
+#[inline(always)]
+fn translated_to(addr: Be32) -> Way {
+    Way {
+        vtep: Be32::ZERO,
+        endpoint: 0,
+        addr,
+    }
+}
+
+/// Sends a later fragment to the backend that the first one went to.
+#[inline(always)]
+fn follow(
+    skb: Skb,
+    config: &NodeConfig,
+    veth: &VethValue,
+    packet: &Packet,
+) -> Result<Verdict, DropReason> {
+    let way = fragment::way(packet, veth.vni).ok_or(DropReason::FragmentWithoutHead)?;
+    if way.addr == veth.addr {
+        return into_self(skb, packet, packet.dst, veth.addr, veth);
+    }
+    let key = EndpointKey {
+        vni: veth.vni,
+        addr: way.addr,
+    };
+    // SAFETY: as for services.
+    let backend = unsafe { ENDPOINTS.get(key) }.ok_or(DropReason::BackendGone)?;
+    if !backend.vtep.is_zero() {
+        too_big::check(skb, config, packet)?;
+    }
+    skb.set_ip(packet, packet.src, way.addr, packet.ttl)?;
+    skb.set_macs(Mac::new(backend.mac), Mac::new(veth.mac))?;
+    if !backend.vtep.is_zero() {
+        return redirect::into_tunnel(skb, config, veth.vni, backend.vtep, packet.tos);
+    }
+    Ok(redirect::into_task(backend.ifindex))
 }
 
 #[inline(always)]
@@ -256,18 +294,22 @@ pub fn inbound(
     if packet.proto == PROTO_ICMP {
         return vip_error::inbound(skb, vni, packet);
     }
+    if packet.is_later_fragment() {
+        return match fragment::way(packet, vni) {
+            Some(way) => skb.set_ip(packet, way.addr, packet.dst, packet.ttl),
+            None => Ok(()),
+        };
+    }
     if !packet.has_ports() {
         return Ok(());
     }
     let Some(flow) = flow_of_reply(vni, packet.dst, packet) else {
         return Ok(());
     };
-    if packet.is_fragment() {
-        return Err(DropReason::Fragmented);
-    }
     touch(flow);
     // SAFETY: as in `is_hairpin_reply`: at worst an evicted entry's successor is read.
     let vip = unsafe { (*flow).vip };
+    fragment::note(packet, vni, translated_to(vip))?;
     skb.set_ip(packet, vip, packet.dst, packet.ttl)
 }
 

@@ -38,6 +38,10 @@ fn uplink(ctx: &XdpContext) -> Result<u32, DropReason> {
     let Some(entry) = Entry::find(bytes(ctx)) else {
         return Ok(XDP_PASS);
     };
+    // The tc program remembers where it went, for those behind it.
+    if entry.packet.is_fragment() {
+        return Ok(XDP_PASS);
+    }
     let config = service::config()?;
     guard::not_from_gateway_network(config, entry.packet.src)?;
     let backend = match entry.backend(config) {

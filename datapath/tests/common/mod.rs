@@ -76,6 +76,7 @@ impl Node {
             .map_max_entries("FLOWS", 4096)
             .map_max_entries("SYN_FLOWS", 4096)
             .map_max_entries("UDP_FLOWS", 4096)
+            .map_max_entries("FRAGMENTS", 4096)
             .map_max_entries("VIP_FLOWS", 4096)
             .map_max_entries("SOCK_ORIGINS", 4096)
             .map_max_entries("STATS", 1024)

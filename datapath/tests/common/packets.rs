@@ -327,6 +327,29 @@ impl Frame {
     }
 }
 
+/// The packet in fragments, cut at these offsets of its IPv4 payload (multiples of 8), under `id`.
+pub fn fragments(packet: &[u8], cuts: &[usize], id: u16) -> Vec<Vec<u8>> {
+    let header_len = usize::from(packet[14] & 0xf) * 4;
+    let (headers, payload) = packet.split_at(14 + header_len);
+    let starts = [&[0], cuts].concat();
+    let ends = [cuts, &[payload.len()]].concat();
+    let pieces = starts.iter().zip(&ends).map(|(&start, &end)| {
+        assert_eq!(start % 8, 0, "fragments begin at multiples of 8");
+        let more = if end == payload.len() { 0 } else { 0x2000 };
+        let mut piece = headers.to_vec();
+        let ip = &mut piece[14..];
+        ip[2..4].copy_from_slice(&((header_len + end - start) as u16).to_be_bytes());
+        ip[4..6].copy_from_slice(&id.to_be_bytes());
+        ip[6..8].copy_from_slice(&((start / 8) as u16 | more).to_be_bytes());
+        ip[10..12].fill(0);
+        let sum = checksum(ip);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        piece.extend(&payload[start..end]);
+        piece
+    });
+    pieces.collect()
+}
+
 /// RFC 1071.
 pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
