@@ -5,6 +5,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use dataplane_abi::DropReason;
 
+/// Given no more; their numbers stay taken.
+const RETIRED: [DropReason; 1] = [DropReason::Fragmented];
+
 /// Reasons that only a failing kernel has: no packet and no table brings them about.
 const KERNELS_OWN: [DropReason; 2] = [
     // A helper that changes the packet is out of memory.
@@ -86,6 +89,10 @@ fn every_reason_is_given_by_a_program_and_brought_about_by_a_test() {
     for reason in DropReason::ALL {
         let name = format!("DropReason::{reason:?}");
         let given = programs.values().any(|text| text.contains(&name));
+        if RETIRED.contains(reason) {
+            assert!(!given, "{name} is retired");
+            continue;
+        }
         assert!(given, "no program gives {name}");
         let tested = tests
             .iter()

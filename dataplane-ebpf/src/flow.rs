@@ -109,7 +109,7 @@ impl<'a> Visit<'a> {
         is_tcp
             && matches!(
                 task_socket::find(skb, self.local, &key),
-                TaskSocket::Connected | TaskSocket::HalfOpen
+                TaskSocket::Connected | TaskSocket::Closing | TaskSocket::HalfOpen
             )
     }
 
@@ -169,6 +169,9 @@ impl<'a> Visit<'a> {
         }
         match socket {
             TaskSocket::Connected => self.open(&FLOWS, key)?,
+            // An entry that tells of the end stays as it is: opened anew, it would seem to live.
+            TaskSocket::Closing if get(&FLOWS, key).is_some() => {}
+            TaskSocket::Closing => self.open(&SYN_FLOWS, key)?,
             TaskSocket::HalfOpen => self.open(&SYN_FLOWS, key)?,
             TaskSocket::TimeWait => {
                 if owner::is_pinned_elsewhere(self.packet, self.endpoint) {

@@ -14,7 +14,9 @@ use crate::skb::Skb;
 const TCP_SYN_RECV: u32 = 3;
 const TCP_TIME_WAIT: u32 = 6;
 const TCP_CLOSE: u32 = 7;
+const TCP_LAST_ACK: u32 = 9;
 const TCP_LISTEN: u32 = 10;
+const TCP_CLOSING: u32 = 11;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
 /// What a task has for a TCP connection.
@@ -22,6 +24,8 @@ const TCP_NEW_SYN_RECV: u32 = 12;
 pub enum TaskSocket {
     /// A socket whose handshake is over.
     Connected,
+    /// Both sides have sent their FIN, and the client's last ACK is on its way.
+    Closing,
     /// What is left of a connection that ended.
     TimeWait,
     /// The handshake goes on.
@@ -64,6 +68,7 @@ pub fn find(skb: Skb, local: &LocalEndpoint, key: &FlowKey) -> TaskSocket {
     match state {
         TCP_LISTEN => TaskSocket::Listening,
         TCP_SYN_RECV | TCP_NEW_SYN_RECV => TaskSocket::HalfOpen,
+        TCP_LAST_ACK | TCP_CLOSING => TaskSocket::Closing,
         TCP_TIME_WAIT => TaskSocket::TimeWait,
         TCP_CLOSE => TaskSocket::Absent,
         _ => TaskSocket::Connected,
