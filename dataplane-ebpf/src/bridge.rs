@@ -2,14 +2,14 @@
 //! only what the socket hook makes of a published port, and the replies to that.
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use dataplane_abi::{FRAGMENT_GATEWAY, 
-    Be16, Be32, DropReason, FLOW_BRIDGED, FlowKey, FlowValue, NodeConfig, TargetKey, TargetValue,
-    net::task_mac,
+use dataplane_abi::{
+    Be16, Be32, DropReason, FLOW_BRIDGED, FRAGMENT_GATEWAY, FlowKey, FlowValue, NodeConfig,
+    TargetKey, TargetValue, net::task_mac,
 };
 
 use crate::{
-    fragment::{self, Way},
     flow,
+    fragment::{self, Way},
     maps::{TARGETS, UDP_FLOWS},
     packet::{Bytes, Mac, PROTO_TCP, Packet},
     skb::Verdict,

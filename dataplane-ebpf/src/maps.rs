@@ -11,12 +11,12 @@ use aya_ebpf::{
 };
 use dataplane_abi::{
     ADDRESSED_MAX, BACKENDS_MAX, BackendValue, Be32, DropCounter, ENDPOINTS_MAX, EndpointKey,
-    EndpointValue, FLOWS_MAX, FRONTENDS_MAX, FRAGMENTS_MAX, FlowKey, FlowValue, FragmentKey, FragmentValue, LOCAL_MAX, LocalEndpoint,
-    NETNS_MAX, NODE_ADDRS_MAX, NetnsValue, NodeConfig, PEERS_MAX, PINS_MAX, PeerValue, PinKey,
-    PinValue, PublishedKey, RING_CHUNKS_MAX, RingChunk, SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX,
-    ServiceValue, SockKey, SockOrigin, Stats, TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX,
-    VETHS_MAX, VIP_FLOWS_MAX, VIPS_MAX, VethValue, VipFlowKey, VipFlowValue, VipKey,
-    drops::DROP_REASONS_MAX, ports::PORTS_LEN,
+    EndpointValue, FLOWS_MAX, FRAGMENTS_MAX, FRONTENDS_MAX, FlowKey, FlowValue, FragmentKey,
+    FragmentValue, LOCAL_MAX, LocalEndpoint, NETNS_MAX, NODE_ADDRS_MAX, NetnsValue, NodeConfig,
+    PEERS_MAX, PINS_MAX, PeerValue, PinKey, PinValue, PublishedKey, RING_CHUNKS_MAX, RingChunk,
+    SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX, ServiceValue, SockKey, SockOrigin, Stats,
+    TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX, VETHS_MAX, VIP_FLOWS_MAX, VIPS_MAX,
+    VethValue, VipFlowKey, VipFlowValue, VipKey, drops::DROP_REASONS_MAX, ports::PORTS_LEN,
 };
 
 /// This node.

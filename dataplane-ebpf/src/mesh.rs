@@ -1,8 +1,8 @@
 //! The mesh at the backend's node: delivery into a task, replies, second hops.
 
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, FLOW_DIRECT, FLOW_TASK_FIN, FRAGMENT_GATEWAY, FRAGMENT_MESH, FlowValue, LocalEndpoint,
-    NodeConfig, ServiceValue,
+    BackendValue, Be16, Be32, DropReason, FLOW_DIRECT, FLOW_TASK_FIN, FRAGMENT_GATEWAY,
+    FRAGMENT_MESH, FlowValue, LocalEndpoint, NodeConfig, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
 };
 

@@ -2,10 +2,10 @@
 //! leave here; what is not for another task of the node goes on to the bridge.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use dataplane_abi::{FRAGMENT_GATEWAY, DropReason, FLOW_BRIDGED, VethValue};
+use dataplane_abi::{DropReason, FLOW_BRIDGED, FRAGMENT_GATEWAY, VethValue};
 
 use crate::{
-    arp, bridge, fragment, flow, guard,
+    arp, bridge, flow, fragment, guard,
     maps::VETHS,
     mesh, mesh_error,
     packet::{Bytes, ETHERTYPE_ARP, ETHERTYPE_IPV4, Mac, Packet},
