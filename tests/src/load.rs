@@ -45,6 +45,8 @@ struct Tally {
 #[derive(Debug)]
 pub struct Load {
     tally: Arc<Tally>,
+    /// How often each client of streams has heard all of its streams.
+    rounds: Vec<Arc<AtomicU64>>,
     clients: Vec<JoinHandle<()>>,
 }
 
@@ -56,6 +58,7 @@ impl Load {
     pub fn start(host: &Host, targets: &[(Ipv4Addr, u16)], spec: LoadSpec) -> Result<Self> {
         let mut load = Self {
             tally: Arc::default(),
+            rounds: Vec::new(),
             clients: Vec::new(),
         };
         for target in targets {
@@ -67,8 +70,10 @@ impl Load {
                         .map(|_| Conversation::begin_here(*target))
                         .collect::<Result<_>>()
                 })?;
+                let rounds = Arc::<AtomicU64>::default();
+                load.rounds.push(rounds.clone());
                 load.spawn(host, *target, move |tally, target| {
-                    stream(tally, target, streams)
+                    stream(tally, &rounds, target, streams)
                 });
                 left -= count;
             }
@@ -97,16 +102,26 @@ impl Load {
         }));
     }
 
-    /// Waits until there were `requests` more, and every stream has had time for some lines.
+    /// Waits until there were `requests` more, and every stream has sent a line since and got it
+    /// back.
     ///
     /// # Errors
     /// At the deadline, and as soon as something failed.
     pub fn go_on(&self, requests: u64) -> Result<()> {
-        let asked = self.tally.requests.load(Ordering::Relaxed) + requests;
+        let asked = self.requests() + requests;
+        // A round may be under way: the one after it begins and ends from here on.
+        let rounds: Vec<_> = self.rounds().map(|round| round + 2).collect();
         wait_for("the load to go on", || {
-            Ok((self.tally.has_failed() || self.requests() >= asked).then_some(()))
+            let went_on = self.rounds().zip(&rounds).all(|(now, then)| now >= *then);
+            let goes_on = self.requests() >= asked && went_on;
+            Ok((self.tally.has_failed() || goes_on).then_some(()))
         })?;
         self.tally.check()
+    }
+
+    fn rounds(&self) -> impl Iterator<Item = u64> {
+        let rounds = self.rounds.iter();
+        rounds.map(|rounds| rounds.load(Ordering::Relaxed))
     }
 
     /// Connections that were asked and answered so far.
@@ -181,7 +196,12 @@ fn ask(tally: &Tally, target: (Ipv4Addr, u16)) {
 }
 
 /// A stream that fails is given up, one that its task ends in good order begins again.
-fn stream(tally: &Tally, target: (Ipv4Addr, u16), mut streams: Vec<Conversation>) {
+fn stream(
+    tally: &Tally,
+    rounds: &AtomicU64,
+    target: (Ipv4Addr, u16),
+    mut streams: Vec<Conversation>,
+) {
     const WORDS: &str = "still there";
     while tally.goes_on() && !streams.is_empty() {
         let mut next = Vec::with_capacity(streams.len());
@@ -208,5 +228,6 @@ fn stream(tally: &Tally, target: (Ipv4Addr, u16), mut streams: Vec<Conversation>
             }
         }
         streams = next;
+        rounds.fetch_add(1, Ordering::Relaxed);
     }
 }

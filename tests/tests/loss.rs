@@ -63,10 +63,6 @@ impl Trial {
         let outcome = outcome.and_then(|()| load.go_on(self.requests));
         if outcome.is_err() {
             for node in self.cluster.nodes() {
-                std::fs::copy(
-                    node.log_path(),
-                    format!("/tmp/g-{}.log", node.name().rsplit('-').next().unwrap()),
-                )?;
                 println!("{}", node.cli(&["inspect", "drops"])?);
             }
         }
@@ -124,7 +120,6 @@ impl Trial {
         let (requests, echoes) = load.end()?;
         let drops = self.node().cli(&["inspect", "drops"])?;
         println!("{requests} requests and {echoes} echoes, none lost\n{drops}");
-        ensure!(echoes > requests, "the streams paused: {echoes} echoes");
         Ok(())
     }
 }
