@@ -13,17 +13,14 @@ use model::{
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
 
 use crate::config::Credentials;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Of heartbeats, until the manager names a period.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(8);
-/// Bytes of the largest message: a first update with several hundred thousand endpoints.
-const MESSAGE_LEN_MAX: usize = 64 << 20;
 /// Messages that wait for the stream; senders wait when it is full.
 const OUTBOX_LEN: usize = 256;
 
@@ -67,8 +64,8 @@ pub struct Session {
 
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("cannot reach manager {0}: {1}")]
-    Connect(SocketAddrV4, #[source] tonic::transport::Error),
+    #[error(transparent)]
+    Connect(#[from] net::DialError),
     #[error("manager {0} refused the session: {1}")]
     Refused(SocketAddrV4, Box<tonic::Status>),
     #[error("session with manager {0} lost: {1}")]
@@ -123,7 +120,9 @@ impl Session {
         manager: SocketAddrV4,
         served: &mut bool,
     ) -> Result<std::convert::Infallible, SessionError> {
-        let mut client = connect(manager).await?;
+        let channel = net::dial(manager).await?;
+        let mut client =
+            DispatcherClient::new(channel).max_decoding_message_size(net::MESSAGE_BYTES_MAX);
         // What was said while nobody listened is stale: acknowledgements of an older view, and
         // statuses that `Connected` makes the agent say again.
         while self.outbox.try_recv().is_ok() {}
@@ -139,8 +138,7 @@ impl Session {
             .map_err(|status| SessionError::Refused(manager, Box::new(status)))?
             .into_inner();
 
-        // Until the welcome says otherwise.
-        let mut heartbeat = tokio::time::interval(KEEP_ALIVE);
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {
             tokio::select! {
                 biased;
@@ -205,18 +203,4 @@ impl Session {
             .await
             .map_err(|_| SessionError::Stopping)
     }
-}
-
-async fn connect(manager: SocketAddrV4) -> Result<DispatcherClient<Channel>, SessionError> {
-    let channel = Endpoint::from_shared(format!("http://{manager}"))
-        .expect("a socket address makes a valid URI")
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .connect()
-        .await
-        .map_err(|err| SessionError::Connect(manager, err))?;
-    Ok(DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_LEN_MAX))
 }

@@ -22,7 +22,7 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::service::Routes;
 use tracing::{Instrument, error, error_span, info, warn};
 
 use crate::{
@@ -35,10 +35,6 @@ use crate::{
 
 /// For the loops and sessions to end when the manager stops.
 const STOP_WAIT: Duration = Duration::from_secs(5);
-/// A hello names all that a node holds; this is room for a million objects.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
-/// A peer that does not answer a ping within this time is cut off.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Where a manager keeps its state and is reached.
 #[derive(Debug, Clone)]
@@ -272,12 +268,7 @@ impl Manager {
 }
 
 async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ManagerError> {
-    let bound = async {
-        let listener = TcpListener::bind(addr).await?;
-        let local_addr = listener.local_addr()?;
-        Ok((listener, local_addr))
-    };
-    bound
+    net::listen(addr)
         .await
         .map_err(|source| ManagerError::Listen { addr, source })
 }
@@ -286,8 +277,7 @@ async fn open_store(dir: &Path, addr: SocketAddr) -> Result<Store, StoreError> {
     Store::open(dir, StoreConfig::alone(addr)).await
 }
 
-/// The server for the other nodes. Mutual TLS goes in here: with it, the node id comes from the
-/// certificate and the secrets in hello and leave go.
+/// The services for the other nodes.
 async fn serve(
     listener: TcpListener,
     membership: MembershipService,
@@ -295,18 +285,10 @@ async fn serve(
     cancel: CancellationToken,
 ) {
     let dispatcher = DispatcherServer::new(dispatcher)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let served = Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .add_service(MembershipServer::new(membership))
-        .add_service(dispatcher)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            cancel.cancelled(),
-        );
-    if let Err(error) = served.await {
+        .max_decoding_message_size(net::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(net::MESSAGE_BYTES_MAX);
+    let services = Routes::new(MembershipServer::new(membership)).add_service(dispatcher);
+    if let Err(error) = net::serve(listener, services, cancel).await {
         error!(%error, "the server for other nodes failed");
     }
 }

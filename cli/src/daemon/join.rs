@@ -1,5 +1,4 @@
-//! Joining and leaving over gRPC. TLS goes in at [`connect`]; the root certificate is checked
-//! against the token already.
+//! Joining and leaving over gRPC. The root certificate is checked against the token.
 
 use std::{
     net::{SocketAddr, SocketAddrV4},
@@ -13,13 +12,9 @@ use model::{
     token::JoinToken,
 };
 use sha2::{Digest, Sha256};
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status};
 use tracing::warn;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Asks each manager in turn to take this node in; gives the one that did.
@@ -57,10 +52,8 @@ pub async fn leave(managers: &[SocketAddrV4], request: &LeaveRequest) -> Result<
     let mut failure = "no manager is known".to_owned();
     for addr in managers {
         let told = async {
-            let mut client = connect(*addr)
-                .await
-                .map_err(|err| unreachable(*addr, &err))?;
-            client
+            let channel = net::dial(*addr).await.map_err(|err| err.to_string())?;
+            MembershipClient::new(channel)
                 .leave(request.clone())
                 .await
                 .map_err(|status| status.message().to_owned())
@@ -87,9 +80,10 @@ async fn ask(
 ) -> Result<(SocketAddrV4, JoinResponse), Failed> {
     let addr = look_up(remote).await.map_err(Failed::Unreachable)?;
     let failed = |text: String| Failed::Unreachable(ApiError::unavailable(text));
-    let mut client = connect(addr)
+    let channel = net::dial(addr)
         .await
-        .map_err(|err| failed(unreachable(addr, &err)))?;
+        .map_err(|err| failed(err.to_string()))?;
+    let mut client = MembershipClient::new(channel);
     match tokio::time::timeout(CALL_TIMEOUT, client.join(request.clone())).await {
         Err(_) => Err(failed(format!("manager {addr} does not answer"))),
         Ok(Err(status)) if status.code() == Code::Unavailable => Err(failed(format!(
@@ -116,25 +110,6 @@ async fn look_up(remote: &Remote) -> Result<SocketAddrV4, ApiError> {
     found
         .next()
         .ok_or_else(|| ApiError::unavailable(format!("manager `{host}` has no IPv4 address")))
-}
-
-async fn connect(addr: SocketAddrV4) -> Result<MembershipClient<Channel>, tonic::transport::Error> {
-    let channel = Endpoint::from_shared(format!("http://{addr}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .connect()
-        .await?;
-    Ok(MembershipClient::new(channel))
-}
-
-fn unreachable(addr: SocketAddrV4, err: &tonic::transport::Error) -> String {
-    let mut cause: &dyn std::error::Error = err;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    format!(
-        "cannot reach manager {addr}: {cause}; is the address right, and TCP port {} open?",
-        addr.port()
-    )
 }
 
 fn refusal(status: &Status) -> ApiError {
