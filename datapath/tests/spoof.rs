@@ -24,6 +24,9 @@ const NEAR: Be32 = ip(10, 0, 1, 4);
 const GATEWAY_SIDE: Be32 = ip(172, 18, 0, 5);
 const EP: u32 = 7;
 
+/// A port that looks like a source route behind the end of the IPv4 header.
+const LIKE_A_ROUTE: u16 = 0x8307;
+
 /// IPv4 options, filled up to a multiple of four: what each program says of them.
 fn options() -> Vec<(Vec<u8>, Option<DropReason>)> {
     let route = [7, 4, 10, 0, 1, 9];
@@ -61,7 +64,7 @@ fn task_chooses_no_way_through_others() {
     node.endpoint(VNI, NEAR, Place::Here(60));
     for (options, reason) in options() {
         println!("{options:?}");
-        let frame = Frame::udp((TASK, 1), (NEAR, 2)).between_tasks();
+        let frame = Frame::udp((TASK, LIKE_A_ROUTE), (NEAR, 2)).between_tasks();
         let packet = frame.options(&options).bytes();
         match reason {
             Some(reason) => node.assert_drops("sn_tc_task", &packet, reason),
@@ -71,7 +74,7 @@ fn task_chooses_no_way_through_others() {
     let mut node = Node::configured(NODE_A);
     node.gateway_veth(LOOPBACK, GATEWAY_SIDE);
     for (options, reason) in options() {
-        let frame = Frame::udp((GATEWAY_SIDE, 1), (STRANGER, 2));
+        let frame = Frame::udp((GATEWAY_SIDE, LIKE_A_ROUTE), (STRANGER, 2));
         let frame = frame.macs(task_mac(GATEWAY_ADDR), task_mac(GATEWAY_SIDE));
         let packet = frame.options(&options).bytes();
         match reason {

@@ -35,11 +35,12 @@ pub fn not_source_routed(skb: Skb, packet: &Packet) -> Result<(), DropReason> {
     }
     let mut walk = Walk {
         skb,
-        at: ETH_LEN + IPV4_LEN,
+        // As in `mss`: whether an option is the first must not be known, nor where it lies.
+        at: ETH_LEN + IPV4_LEN + skb.unknown_zero() as usize,
         end: packet.l4,
         found: None,
     };
-    // As in `mss`: a plain loop would have the verifier follow each way through the options.
+    // As there: a plain loop would have the verifier follow each way through the options.
     // SAFETY: the callback takes a `Walk`, which outlives the call.
     unsafe { bpf_loop(OPTIONS_MAX, step as *mut c_void, (&raw mut walk).cast(), 0) };
     match walk.found {

@@ -68,7 +68,7 @@ pub fn deliver(
         }
         // As if it had come from another node.
         arrival.endpoint = owner.endpoint;
-        arrival.hop = hop;
+        arrival.hop = hop.plus(skb.unknown_zero());
         local = self::local(owner.endpoint);
         admission = admit(skb, packet, published, local, arrival)?;
     }

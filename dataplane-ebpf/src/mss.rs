@@ -30,7 +30,10 @@ pub fn clamp(skb: Skb, config: &NodeConfig, packet: &Packet) -> Result<(), DropR
     }
     let mut search = Search {
         skb,
-        at: packet.l4 + TCP_LEN + unknown_zero(skb),
+        // Of which the verifier shall know nothing: before Linux 6.7 it follows a callback of
+        // `bpf_loop` once, took the option for the first one, its offset for an even one, and cut
+        // the code for odd ones out.
+        at: packet.l4 + TCP_LEN + skb.unknown_zero() as usize,
         end: packet.l4 + packet.l4_len,
         told: None,
     };
@@ -52,16 +55,6 @@ pub fn clamp(skb: Skb, config: &NodeConfig, packet: &Packet) -> Result<(), DropR
         }
         _ => Ok(()),
     }
-}
-
-/// Zero, of which the verifier knows nothing. Before Linux 6.7 it follows a callback of `bpf_loop`
-/// once: it took the option for the first one, its offset for an even one, and cut the code for odd
-/// ones out.
-#[inline(always)]
-fn unknown_zero(skb: Skb) -> usize {
-    // SAFETY: the context is valid as long as the program runs.
-    let len = || unsafe { (&raw const (*skb.0).len).read_volatile() } as usize;
-    len().wrapping_sub(len())
 }
 
 struct Search {

@@ -54,6 +54,12 @@ impl Hop {
         }
     }
 
+    /// The same, of which the verifier knows nothing ([`Skb::unknown_zero`]).
+    #[inline(always)]
+    pub fn plus(self, zero: u32) -> Self {
+        Self(self.0.wrapping_add(zero))
+    }
+
     /// Of an onward hop.
     #[inline(always)]
     pub fn mac(self, endpoint: u32) -> [u8; 6] {

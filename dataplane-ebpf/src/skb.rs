@@ -50,6 +50,15 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 
+    /// Zero, of which the verifier knows nothing: a number that it is added to is any number from
+    /// there on, and the ways on which it came about are one way (docs/verifier.md).
+    #[inline(always)]
+    pub fn unknown_zero(self) -> u32 {
+        // SAFETY: as above.
+        let len = || unsafe { (&raw const (*self.0).len).read_volatile() };
+        len().wrapping_sub(len())
+    }
+
     #[inline(always)]
     pub fn has_vlan_tag(self) -> bool {
         // SAFETY: as above.

@@ -94,10 +94,12 @@ fn mesh(
             entry => entry,
         }
     };
+    // However it came, the verifier walks what follows once.
+    let zero = skb.unknown_zero();
     let arrival = Arrival {
         endpoint: mac_suffix(dst),
-        entry,
-        hop: Hop::of(kind),
+        entry: Be32::from_raw(entry.raw().wrapping_add(zero)),
+        hop: Hop::of(kind).plus(zero),
     };
     if packet.proto == PROTO_ICMP {
         return mesh_error::deliver(skb, config, packet, arrival);
