@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     thread,
@@ -178,12 +178,17 @@ pub fn current_cookie() -> io::Result<u64> {
     }
 }
 
-/// Holds a published port, so that no process on the node can take it: the socket is bound and
-/// never listens or receives, the programs see the packets first.
+/// Holds a published port on an address of the node (or all, by the unspecified one), so that no
+/// process can take it there: the socket is bound and never listens or receives, the programs see the
+/// packets first.
 ///
 /// # Errors
 /// `AddrInUse` when a process has the port.
-pub fn reserve_port(protocol: model::spec::Protocol, port: u16) -> io::Result<Option<OwnedFd>> {
+pub fn reserve_port(
+    protocol: model::spec::Protocol,
+    addr: Ipv4Addr,
+    port: u16,
+) -> io::Result<Option<OwnedFd>> {
     use model::spec::Protocol;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
     let kind = match protocol {
@@ -193,6 +198,9 @@ pub fn reserve_port(protocol: model::spec::Protocol, port: u16) -> io::Result<Op
         Protocol::Sctp => return Ok(None),
     };
     let held = socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    bind(held.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+    bind(
+        held.as_raw_fd(),
+        &SockaddrIn::from(SocketAddrV4::new(addr, port)),
+    )?;
     Ok(Some(held))
 }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use datapath::{LocalTask, LocalVeth};
+use datapath::{HostPort, LocalTask, LocalVeth};
 use dataplane_abi::net::task_mac;
 use ipnet::Ipv4Net;
-use model::{EndpointId, TaskId, object::Attachment};
+use model::{EndpointId, TaskId, object::Attachment, spec::PortSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -28,6 +28,9 @@ pub struct NetworkRecord {
     pub endpoint: EndpointId,
     pub gateway: Ipv4Addr,
     pub attachments: Vec<Attachment>,
+    /// Published on this node alone, each with its number.
+    #[serde(default)]
+    pub host_ports: Vec<PortSpec>,
 }
 
 /// Where namespaces and records are kept.
@@ -186,5 +189,15 @@ async fn local_task(record: &NetworkRecord, netns: &Netns, veths: &HostVeths) ->
         netns_id: links::namespace_id(netns).await?,
         gateway: veth(veths.gateway, record.gateway),
         overlays,
+        host_ports: record.host_ports.iter().filter_map(host_port).collect(),
+    })
+}
+
+/// `None` for one that has no number, which no record has.
+fn host_port(port: &PortSpec) -> Option<HostPort> {
+    Some(HostPort {
+        proto: port.protocol.number(),
+        published: port.published?,
+        target: port.target,
     })
 }

@@ -25,6 +25,7 @@ use crate::{
     gateway::GatewayPool,
     netns::{Netns, NetnsError},
     network::{self, NetworkPaths, NetworkRecord},
+    ports::PortHolder,
 };
 
 /// Where each task's resolver listens (Docker's address).
@@ -55,6 +56,7 @@ pub struct RunnerContext {
     pub executor: ProcessExecutor,
     pub paths: NetworkPaths,
     pub gateways: Arc<Mutex<GatewayPool>>,
+    pub ports: Arc<Mutex<PortHolder>>,
     pub view: watch::Receiver<Arc<NodeView>>,
     /// MTU of the uplink, as new tasks' interfaces are to have it.
     pub underlay_mtu: watch::Receiver<u32>,
@@ -101,6 +103,16 @@ struct Refusal {
     err: String,
 }
 
+impl RunnerContext {
+    /// What a task's network took of the node is free for others.
+    pub fn give_back(&self, record: &NetworkRecord) {
+        let mut gateways = self.gateways.lock().expect("no holder panics");
+        gateways.give_back(record.gateway);
+        let mut ports = self.ports.lock().expect("no holder panics");
+        ports.give_back(record.task);
+    }
+}
+
 impl Runner {
     pub fn spawn(task: TaskAssignment, origin: Origin, context: RunnerContext) -> RunnerHandle {
         let (desired, watch) = watch::channel(task.desired);
@@ -123,7 +135,7 @@ impl Runner {
         let record = match origin {
             Origin::Fresh => self.run_fresh().await,
             Origin::Adopted { record, pid } => {
-                self.report_adopted(pid).await;
+                self.report_adopted(pid, &record).await;
                 // Its resolver went with the agent before.
                 let resolver = self.start_resolver().inspect_err(|err| {
                     warn!(task.id = %self.task.id, "the task has no resolver: {err:#}");
@@ -196,11 +208,22 @@ impl Runner {
             .lock()
             .expect("no holder panics")
             .take()?;
+        let ports = self
+            .context
+            .ports
+            .lock()
+            .expect("no holder panics")
+            .take(self.task.id, &self.task.host_ports);
+        let host_ports = ports.inspect_err(|_| {
+            let mut gateways = self.context.gateways.lock().expect("no holder panics");
+            gateways.give_back(gateway);
+        })?;
         Ok(NetworkRecord {
             task: self.task.id,
             endpoint: self.task.endpoint,
             gateway,
             attachments: self.task.attachments.clone(),
+            host_ports,
         })
     }
 
@@ -249,23 +272,25 @@ impl Runner {
             .start(self.task.id)
             .await
             .map_err(refusal)?;
-        self.report(
-            TaskState::Running,
-            "started",
-            None,
-            Some(self.container(started.pid, None)),
-        )
-        .await;
+        self.report_running(started.pid, record).await;
         Ok(Some(resolver))
     }
 
     /// An agent that died right after the start may not have been heard.
-    async fn report_adopted(&self, pid: u32) {
+    async fn report_adopted(&self, pid: u32, record: &NetworkRecord) {
         if self.task.state < TaskState::Running {
-            let container = Some(self.container(pid, None));
-            self.report(TaskState::Running, "started", None, container)
-                .await;
+            self.report_running(pid, record).await;
         }
+    }
+
+    async fn report_running(&self, pid: u32, record: &NetworkRecord) {
+        let status = self.status(TaskState::Running, "started");
+        self.say(TaskStatusUpdate {
+            container: Some(self.container(pid, None)),
+            ports: record.host_ports.clone(),
+            ..status
+        })
+        .await;
     }
 
     /// From RUNNING to the end, by itself or because the managers want it.
@@ -359,10 +384,7 @@ impl Runner {
         .await;
         drop(detached.await);
         match network::destroy(&self.context.paths, record).await {
-            Ok(()) => {
-                let mut gateways = self.context.gateways.lock().expect("no holder panics");
-                gateways.give_back(record.gateway);
-            }
+            Ok(()) => self.context.give_back(record),
             // The address stays taken: an interface may still have it.
             Err(err) => {
                 warn!(task.id = %self.task.id, "cannot remove the task's network: {err:#}");
@@ -447,15 +469,30 @@ impl Runner {
         err: Option<String>,
         container: Option<ContainerStatus>,
     ) {
-        info!(task.id = %self.task.id, task.name = %self.task.name, task.state = %state, "task state");
-        let status = TaskStatusUpdate {
+        let status = self.status(state, message);
+        self.say(TaskStatusUpdate {
+            err,
+            container,
+            ..status
+        })
+        .await;
+    }
+
+    fn status(&self, state: TaskState, message: &str) -> TaskStatusUpdate {
+        TaskStatusUpdate {
             task: self.task.id,
             timestamp: Timestamp::now(),
             state,
             message: message.to_owned(),
-            err,
-            container,
-        };
+            err: None,
+            container: None,
+            ports: Vec::new(),
+        }
+    }
+
+    async fn say(&self, status: TaskStatusUpdate) {
+        info!(task.id = %self.task.id, task.name = %self.task.name, task.state = %status.state,
+            "task state");
         self.send(RunnerMessage::Status(status)).await;
     }
 

@@ -62,6 +62,7 @@ mod tests {
             message: String::new(),
             err: None,
             container: None,
+            ports: Vec::new(),
         }
     }
 

@@ -133,6 +133,7 @@ mod tests {
             node: Some(NodeId::generate()),
             spec: Default::default(),
             spec_version: Version(1),
+            host_ports: Vec::new(),
             desired,
             status: TaskStatus {
                 timestamp: epoch(),
@@ -140,6 +141,7 @@ mod tests {
                 message: String::new(),
                 err: None,
                 container: None,
+                ports: Vec::new(),
             },
             attachments: Vec::new(),
             endpoint: None,

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use model::{
     NodeId, ServiceId, TaskState,
     object::{Node, NodeState, Service, Task},
-    spec::{Availability, ServiceSpec},
+    spec::{Availability, PublishMode, ServiceSpec},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::{
@@ -173,10 +173,31 @@ impl Sim {
                 task.slot
             );
         }
+        self.check_host_ports();
         let mut ports = HashSet::new();
-        for port in state.services().flat_map(|service| &service.endpoint.ports) {
+        let all = state.services().flat_map(|service| &service.endpoint.ports);
+        for port in all.filter(|port| port.mode == PublishMode::Ingress) {
             let published = port.published.expect("ingress ports are filled in");
             assert!(ports.insert((port.protocol, published)), "{port:?} twice");
+        }
+    }
+
+    /// Of the tasks on a node that have not ended, one at most has a port of host mode.
+    fn check_host_ports(&self) {
+        let mut taken = HashSet::new();
+        for task in self.world.state.tasks() {
+            let state = task.status.state;
+            if state < TaskState::Assigned || state.is_terminal() {
+                continue;
+            }
+            for port in task
+                .host_ports
+                .iter()
+                .filter(|port| port.published.is_some())
+            {
+                let place = (task.node, port.protocol, port.published);
+                assert!(taken.insert(place), "{place:?} twice");
+            }
         }
     }
 

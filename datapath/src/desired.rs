@@ -10,8 +10,8 @@ use std::{
 use dataplane_abi::{
     BACKEND_ACTIVE, BACKEND_DRAINING, BACKENDS_PER_SERVICE_MAX, BackendValue, Be16, Be32,
     EndpointValue, LocalEndpoint, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig,
-    PeerValue, SERVICE_AFFINITY, SERVICE_DIRECT_RETURN, TargetValue, VETH_GATEWAY, VETH_OVERLAY,
-    VethValue,
+    PeerValue, SERVICE_AFFINITY, SERVICE_DIRECT_RETURN, SERVICE_OF_NODE, TargetValue, VETH_GATEWAY,
+    VETH_OVERLAY, VethValue,
     net::{mesh_mac, task_mac, tunnel_mtu},
 };
 use model::{
@@ -320,6 +320,59 @@ impl<'a> Projection<'a> {
             self.ports(service, desired);
             self.targets(service, desired);
         }
+        // What the whole cluster serves has the port, should both want one for a moment.
+        for (endpoint, (_, task)) in &self.tasks {
+            self.host_ports(*endpoint, task, desired);
+        }
+    }
+
+    /// Ports that a task here publishes on this node alone. There is one such task for a port at a
+    /// time: the scheduler sees to that.
+    fn host_ports(&self, endpoint: EndpointId, task: &LocalTask, desired: &mut Desired) {
+        let endpoint = self.view.endpoints.get(&endpoint);
+        let Some((endpoint, tier)) = endpoint.and_then(|at| Some((at, self.tier(at)?))) else {
+            return;
+        };
+        let Some(service) = self.view.services.get(&endpoint.service) else {
+            return;
+        };
+        let pool = Arc::new(Pool {
+            backends: Arc::from([BackendValue {
+                endpoint: endpoint.id.0,
+                vtep: Be32::ZERO,
+                addr: task.gateway.addr.into(),
+                state: tier.state(),
+                mac: task.gateway.mac,
+                _pad: 0,
+            }]),
+            members: Arc::from([Member {
+                endpoint: endpoint.id,
+                weight: 1,
+            }]),
+        });
+        for port in &task.host_ports {
+            let at = Published::everywhere(Port {
+                proto: port.proto,
+                number: port.published,
+            });
+            let spec = FrontendSpec {
+                service: service.id,
+                pool: Arc::clone(&pool),
+                port_shift: port.target.wrapping_sub(port.published),
+                flags: flags(service.policy) | SERVICE_OF_NODE,
+            };
+            claim(desired, Frontend::Published(at), spec);
+            let target = Target {
+                addr: task.gateway.addr,
+                port: port.target,
+                proto: port.proto,
+            };
+            let value = TargetValue {
+                endpoint: endpoint.id.0,
+                _pad: 0,
+            };
+            desired.targets.insert(target, value);
+        }
     }
 
     /// Where the socket hook sends neighbours that ask for a published port. An endpoint keeps them
@@ -426,15 +479,11 @@ impl<'a> Projection<'a> {
             .filter_map(|endpoint| {
                 let tier = self.tier(endpoint)?;
                 let (addr, vtep, mac) = backend(endpoint, self.vtep(endpoint)?)?;
-                let state = match tier {
-                    Tier::Active => BACKEND_ACTIVE,
-                    Tier::Draining | Tier::NodeDown => BACKEND_DRAINING,
-                };
                 let value = BackendValue {
                     endpoint: endpoint.id.0,
                     vtep,
                     addr,
-                    state,
+                    state: tier.state(),
                     mac,
                     _pad: 0,
                 };
@@ -480,6 +529,16 @@ enum Tier {
     Draining,
     /// The managers hold its node for down; its flows may live on.
     NodeDown,
+}
+
+impl Tier {
+    /// `BACKEND_*`.
+    fn state(self) -> u32 {
+        match self {
+            Self::Active => BACKEND_ACTIVE,
+            Self::Draining | Self::NodeDown => BACKEND_DRAINING,
+        }
+    }
 }
 
 fn netns(id: TaskId, veths: &[(u32, VethValue)], skipped: &mut Vec<Skipped>) -> NetnsValue {

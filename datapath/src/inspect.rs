@@ -11,7 +11,7 @@ use std::{
 
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN,
-    FlowValue, RingSlot, ServiceValue, Stats,
+    FlowValue, RingSlot, SERVICE_OF_NODE, ServiceValue, Stats,
 };
 use model::{
     EndpointId,
@@ -47,7 +47,7 @@ impl Datapath {
                 network: names.network(at.vni),
                 vni: at.vni,
                 vip: at.addr,
-                service: names.service(*frontend),
+                service: names.service(*frontend, &backends),
                 active,
                 draining: backends.len() - active,
             })
@@ -64,7 +64,7 @@ impl Datapath {
             .map(|(frontend, count, service)| {
                 let stats = self.maps.stats(service.stats)?;
                 Ok(ServiceRow {
-                    service: names.service(frontend),
+                    service: names.service(frontend, &tables.backends(service).unwrap_or_default()),
                     frontend: names.frontend(frontend, count, service),
                     backends: service.backend_count as usize,
                     ring_len: service.ring_len,
@@ -106,8 +106,8 @@ impl Datapath {
         let mut seen = BTreeSet::new();
         let mut rows = Vec::new();
         for (frontend, _, service) in tables.entries() {
-            let name = names.service(frontend);
             let backends = tables.backends(service).unwrap_or_default();
+            let name = names.service(frontend, &backends);
             let shares = shares(&tables, service);
             for (index, backend) in (0u16..).zip(backends.iter()) {
                 if !seen.insert((name.clone(), backend.endpoint)) {
@@ -209,7 +209,8 @@ impl Names<'_> {
         known.map_or_else(|| vni.to_string(), |known| known.name.clone())
     }
 
-    fn service(&self, frontend: Frontend) -> String {
+    /// Of a port that is published on this node alone, the backend tells.
+    fn service(&self, frontend: Frontend, backends: &[BackendValue]) -> String {
         let owns = |service: &&ServiceView| match frontend {
             Frontend::Vip(at) => self.network_of(at.vni).is_some_and(|network| {
                 let mut attached = service.networks.iter();
@@ -217,8 +218,11 @@ impl Names<'_> {
             }),
             Frontend::Published(at) => self.port(service, at).is_some(),
         };
-        let known = self.0.services.values().find(owns);
-        known.map_or_else(|| "?".to_owned(), |known| known.name.clone())
+        match (self.0.services.values().find(owns), backends.first()) {
+            (Some(known), _) => known.name.clone(),
+            (None, Some(backend)) => self.service_of(backend.endpoint),
+            (None, None) => "?".to_owned(),
+        }
     }
 
     fn port(&self, service: &ServiceView, at: Published) -> Option<Protocol> {
@@ -251,8 +255,12 @@ impl Names<'_> {
         };
         let (published, protocol) = (at.port.number, protocol_name(at.port.proto));
         let target = service.target(Be16::from_host(published)).to_host();
+        let on_it = match service.flags & SERVICE_OF_NODE {
+            0 => "",
+            _ => " (this node)",
+        };
         format!(
-            "{addr}:{}/{protocol} -> {}",
+            "{addr}:{}/{protocol} -> {}{on_it}",
             range(published),
             range(target)
         )

@@ -36,6 +36,19 @@ pub struct LocalTask {
     pub netns_id: u32,
     pub gateway: LocalVeth,
     pub overlays: Vec<(NetworkId, LocalVeth)>,
+    /// Published on this node alone.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port that leads to one task of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPort {
+    /// IANA protocol number.
+    pub proto: u8,
+    /// On the node.
+    pub published: u16,
+    /// In the task.
+    pub target: u16,
 }
 
 impl LocalTask {

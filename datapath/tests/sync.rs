@@ -11,17 +11,18 @@ use aya::maps::Array;
 use dataplane_abi::{
     Be16, Be32, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FLOW_RESET, FlowKey, FlowValue,
     LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PortWord, RingChunk, ServiceValue,
-    VethValue, VipFlowKey, VipFlowValue, VipKey,
+    TargetKey, TargetValue, VethValue, VipFlowKey, VipFlowValue, VipKey,
 };
 use model::{
+    EndpointId,
     feed::{
-        BackendState::{Active, Draining},
-        PublishedPort,
+        BackendState::{Active, Draining, Starting},
+        NodeView, PublishedPort,
     },
     spec::Protocol,
 };
 use node::{OTHER, Pins, SELF, VNI, endpoint, endpoint_addr, in_namespace, local, view, vtep};
-use swarmnet_datapath::DatapathError;
+use swarmnet_datapath::{Datapath, DatapathError, HostPort};
 
 /// Of TCP 8080, in `PORTS`.
 const PORT: u32 = 8080;
@@ -389,6 +390,62 @@ fn inspection_names_what_the_maps_hold() {
             ("web.1", "n2")
         );
         assert_eq!(datapath.inspect_drops().unwrap(), []);
+    });
+}
+
+/// It leads to the one task, while that is in the view; the others of the service are elsewhere.
+#[test]
+fn ports_of_this_node_alone_lead_to_its_task() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Starting));
+        view.put(endpoint(2, OTHER, Active));
+        let mut local = local(&[1]);
+        let task = local.tasks.values_mut().next().unwrap();
+        let port = |proto, published, target| HostPort {
+            proto,
+            published,
+            target,
+        };
+        // The last one is the mesh's.
+        task.host_ports = vec![port(6, 9080, 80), port(17, 9053, 53), port(6, 8080, 8)];
+        let mut datapath = pins.open();
+        datapath.sync(&view, &local).unwrap();
+        let rows = |datapath: &Datapath, view: &NodeView| {
+            let rows = datapath.inspect_services(view).unwrap();
+            let rows = rows.into_iter().filter(|row| row.frontend.contains("9080"));
+            rows.map(|row| (row.service, row.frontend, row.backends))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&datapath, &view), [], "not before it serves");
+
+        view.put(endpoint(1, SELF, Active));
+        let report = datapath.sync(&view, &local).unwrap();
+        let skipped: Vec<_> = report.skipped.iter().map(ToString::to_string).collect();
+        assert_eq!(skipped.len(), 1, "{skipped:?}");
+        assert!(skipped[0].contains("*:8080/tcp belongs to"), "{skipped:?}");
+        let frontend = "*:9080/tcp -> 80 (this node)".to_owned();
+        assert_eq!(rows(&datapath, &view), [("web".to_owned(), frontend, 1)]);
+        assert!(datapath.sync(&view, &local).unwrap().is_unchanged());
+        let targets = pins.table::<TargetKey, TargetValue>("TARGETS");
+        let target = TargetKey {
+            addr: Ipv4Addr::new(172, 18, 0, 11).into(),
+            port: Be16::from_host(53),
+            proto: 17,
+            _pad: 0,
+        };
+        assert_eq!(targets.get(&target, 0).unwrap().endpoint, 1);
+
+        view.put(endpoint(1, SELF, Draining));
+        datapath.sync(&view, &local).unwrap();
+        assert_eq!(
+            rows(&datapath, &view).len(),
+            1,
+            "what drains keeps its flows"
+        );
+        view.endpoints.remove(&EndpointId(1));
+        datapath.sync(&view, &local).unwrap();
+        assert_eq!(rows(&datapath, &view), []);
     });
 }
 

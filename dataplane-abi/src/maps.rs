@@ -453,6 +453,9 @@ pub const SIDE_SOCKETS: u8 = 1;
 pub const SERVICE_DIRECT_RETURN: u32 = 1;
 /// `ServiceValue::flags`: slots are chosen by the client's address alone.
 pub const SERVICE_AFFINITY: u32 = 2;
+/// `ServiceValue::flags`: published on this node alone. The programs do not care; `inspect` and `trace`
+/// say so.
+pub const SERVICE_OF_NODE: u32 = 4;
 
 /// How old `last_seen` gets before a packet renews it: the entry's cache line stays clean.
 pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;

@@ -20,7 +20,7 @@ use crate::{
     object::{
         Attachment, ContainerStatus, DataPathConfig, EndpointId, NodeDescription, Version, Vni,
     },
-    spec::{EndpointMode, Protocol, TaskSpec},
+    spec::{EndpointMode, PortSpec, Protocol, TaskSpec},
     state::TaskState,
     traffic::Policy,
 };
@@ -244,6 +244,9 @@ pub struct TaskAssignment {
     pub slot: Option<u64>,
     pub endpoint: EndpointId,
     pub spec: TaskSpec,
+    /// To publish on this node alone; one without a number gets one here.
+    #[serde(default)]
+    pub host_ports: Vec<PortSpec>,
     pub attachments: Vec<Attachment>,
     /// What is known of its state: a fresh agent starts from it.
     pub state: TaskState,
@@ -303,6 +306,9 @@ pub struct TaskStatusUpdate {
     pub message: String,
     pub err: Option<String>,
     pub container: Option<ContainerStatus>,
+    /// Host ports, as it publishes them.
+    #[serde(default)]
+    pub ports: Vec<PortSpec>,
 }
 
 /// Manager to agent.

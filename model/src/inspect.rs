@@ -42,7 +42,7 @@ pub struct DnsRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceRow {
     pub service: String,
-    /// `*:8080/tcp -> 80` or `10.0.1.2 (my-net)`.
+    /// `*:8080/tcp -> 80`, with `(this node)` when it is so published there alone, or `10.0.1.2 (my-net)`.
     pub frontend: String,
     pub backends: usize,
     /// Slots of the Maglev ring; 1 for a single backend without a ring.

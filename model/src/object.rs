@@ -240,7 +240,7 @@ pub struct Service {
     pub spec: ServiceSpec,
     /// For `rollback`: one step back.
     pub previous_spec: Option<ServiceSpec>,
-    /// Version at which `spec.task` changed last; a task with a lower one is out of date. Set by
+    /// Version at which `spec.task` or a port of host mode changed last; a task with a lower one is out of date. Set by
     /// the store, whatever a transaction puts here.
     pub spec_version: Version,
     pub endpoint: ServiceEndpoint,
@@ -300,6 +300,9 @@ pub struct Task {
     pub spec: TaskSpec,
     /// The service's `spec_version` that it was made from.
     pub spec_version: Version,
+    /// The service's ports of host mode, as they were when it was made.
+    #[serde(default)]
+    pub host_ports: Vec<PortSpec>,
     pub desired: TaskState,
     pub status: TaskStatus,
     /// Filled in by the allocator, as is `endpoint`.
@@ -327,6 +330,9 @@ pub struct TaskStatus {
     /// Why it failed.
     pub err: Option<String>,
     pub container: Option<ContainerStatus>,
+    /// What it publishes on its node while it runs: its host ports, each with its number.
+    #[serde(default)]
+    pub ports: Vec<PortSpec>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -195,6 +195,14 @@ pub struct EndpointSpec {
     pub ports: Vec<PortSpec>,
 }
 
+impl EndpointSpec {
+    /// Ports of the tasks' nodes only.
+    pub fn host_ports(&self) -> impl Iterator<Item = &PortSpec> {
+        let ports = self.ports.iter();
+        ports.filter(|port| port.mode == PublishMode::Host)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum EndpointMode {
     /// One virtual address a network.

@@ -156,9 +156,14 @@ impl Object {
     }
 }
 
+/// Tasks are made from the template, and have the service's host ports.
 fn spec_version(service: &Service, base: &State, version: Version) -> Version {
+    let is_alike = |stored: &Service| {
+        let (old, new) = (&stored.spec, &service.spec);
+        old.task == new.task && old.endpoint.host_ports().eq(new.endpoint.host_ports())
+    };
     match base.service(service.id) {
-        Some(stored) if stored.spec.task == service.spec.task => stored.spec_version,
+        Some(stored) if is_alike(stored) => stored.spec_version,
         _ => version,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpListener},
     time::{Duration, Instant},
 };
 
@@ -107,6 +107,120 @@ fn chosen_addresses_are_the_only_ones() -> Result<()> {
     let loose = format!("{:#}", loose.unwrap_err());
     assert!(loose.contains("publishes no such port"), "{loose}");
     Ok(())
+}
+
+/// On the nodes of its tasks alone, each by the task there; elsewhere the port is closed, as any other.
+#[test]
+fn a_host_port_answers_where_its_task_is() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let options = ["-p", "mode=host,published=8080,target=80"];
+    let tasks = cluster.serve("web", 2, &options)?;
+    cluster.settle()?;
+    let client = cluster.client();
+    for (number, node) in (1..).zip(cluster.nodes()) {
+        let to = format!("{}:8080", node.addr());
+        let client_addr = cluster.client_addr().to_string();
+        let said = node.cli_json(&["trace", "tcp", &client_addr, &to])?;
+        let answer = ask_tcp(client, (node.addr(), 8080));
+        let Some(task) = tasks.iter().find(|task| task.node == number) else {
+            let refused = format!("{:#}", answer.unwrap_err());
+            assert!(refused.contains("refused"), "{refused}");
+            assert_eq!(said[0]["outcome"], "stack", "{said:?}");
+            continue;
+        };
+        let answer = answer?;
+        assert_eq!(
+            (answer.task, answer.client),
+            (task.hostname.clone(), answer.from)
+        );
+        assert_eq!(said[0]["outcome"], "task", "{said:?}");
+        let own = ask_tcp(node.host(), (node.addr(), 8080))?;
+        assert_eq!(own.task, task.hostname);
+        let rows = node.cli_json(&["inspect", "services"])?;
+        let frontend = "*:8080/tcp -> 80 (this node)";
+        let is_there = |row: &serde_json::Value| {
+            row["service"] == "web" && row["frontend"] == frontend && row["backends"] == 1
+        };
+        assert!(rows.iter().any(is_there), "{rows:?}");
+    }
+
+    // One task a node and no more; nobody else publishes the port.
+    let manager = cluster.node(1);
+    manager.cli(&["service", "scale", "--detach", "web=4"])?;
+    cluster.wait_running("web", 3)?;
+    let list = ["service", "ps", "--no-trunc", "--format"];
+    let waits = "no suitable node (host-mode port already in use on 3 nodes)";
+    wait_for("the fourth task to say why it waits", || {
+        let errors = manager.docker(&[&list[..], &["{{.Error}}", "web"]].concat())?;
+        Ok(errors.contains(waits).then_some(()))
+    })?;
+    let ports = manager.docker(&[&list[..], &["{{.Ports}}", "web"]].concat())?;
+    assert_eq!(ports.matches("*:8080->80/tcp").count(), 3, "{ports}");
+    let create = [
+        "service", "create", "--detach", "-p", "8080:80", "--", "true",
+    ];
+    let taken = manager.cli_error(&create)?;
+    assert!(taken.contains("as a host-published port"), "{taken}");
+
+    // A port that the node chooses, and keeps when its agent starts again.
+    let dynamic = cluster.serve("dynamic", 1, &["-p", "mode=host,target=80"])?;
+    let shown = cluster
+        .node(1)
+        .docker(&[&list[..], &["{{.Ports}}", "dynamic"]].concat())?;
+    let port = shown
+        .trim()
+        .strip_prefix("*:")
+        .and_then(|port| port.strip_suffix("->80/tcp"));
+    let port: u16 = port.with_context(|| shown.clone())?.parse()?;
+    let number = dynamic[0].node;
+    let to = (cluster.node(number).addr(), port);
+    assert_eq!(ask_tcp(cluster.client(), to)?.task, dynamic[0].hostname);
+    cluster.node_mut(number).kill()?;
+    cluster.node_mut(number).start()?;
+    assert_eq!(ask_tcp(cluster.client(), to)?.task, dynamic[0].hostname);
+    cluster.node(1).cli(&["service", "rm", "dynamic"])?;
+    wait_for("the port to be closed", || {
+        Ok(ask_tcp(cluster.client(), to).is_err().then_some(()))
+    })
+}
+
+/// The task is refused where a process has its host port, and the service's error says so.
+#[test]
+fn a_host_port_of_a_process_is_refused_by_name() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let node = cluster.node(2);
+    let _process = node
+        .host()
+        .within(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080))?))?;
+    let (whoami, on_it) = (cluster.whoami(), format!("node.hostname=={}", node.name()));
+    let create = [
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "web",
+        "--constraint",
+        &on_it,
+        "-p",
+        "mode=host,published=8080,target=80",
+        "--",
+        whoami,
+        "80",
+    ];
+    cluster.node(1).cli(&create)?;
+    let list = [
+        "service",
+        "ps",
+        "--no-trunc",
+        "--format",
+        "{{.Error}}",
+        "web",
+    ];
+    wait_for("the task to be refused", || {
+        let errors = cluster.node(1).docker(&list)?;
+        let sentence = "host-mode port 8080/tcp is taken by a process of this node";
+        Ok(errors.contains(sentence).then_some(()))
+    })
 }
 
 #[test]

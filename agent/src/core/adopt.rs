@@ -31,7 +31,7 @@ impl Core {
                 None => records.extend(record.map(|record| (task, record))),
             }
         }
-        self.ports.update(&self.view);
+        self.hold_ports();
         if let Err(err) = self.sync() {
             error!("cannot bring the data plane in step; trying again: {err:#}");
         }
@@ -56,6 +56,7 @@ impl Core {
                         }
                         self.local.tasks.insert(task, local);
                         self.networks.insert(task, record.clone());
+                        self.hold_ports_again(&record);
                         Some(Origin::Adopted { record, pid })
                     }
                     Ok(None) => {
@@ -87,6 +88,14 @@ impl Core {
                 }
                 None
             }
+        }
+    }
+
+    /// The sockets that held the task's ports went with the agent before.
+    fn hold_ports_again(&self, record: &NetworkRecord) {
+        let mut ports = self.context.ports.lock().expect("no holder panics");
+        if let Err(err) = ports.take(record.task, &record.host_ports) {
+            warn!(task.id = %record.task, "the task keeps its port all the same: {err}");
         }
     }
 
@@ -166,11 +175,7 @@ pub(super) async fn discard(context: RunnerContext, task: TaskId, origin: Origin
 
 async fn discard_network(context: &RunnerContext, record: &NetworkRecord) {
     match network::destroy(&context.paths, record).await {
-        Ok(()) => context
-            .gateways
-            .lock()
-            .expect("no holder panics")
-            .give_back(record.gateway),
+        Ok(()) => context.give_back(record),
         // The address stays taken: an interface may still have it.
         Err(err) => warn!(task.id = %record.task, "cannot remove its network: {err:#}"),
     }

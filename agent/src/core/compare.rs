@@ -60,6 +60,7 @@ impl Core {
             self.local.gateway_ifindex = links.gateway_ifindex;
             self.local.node_addrs = links.addrs.clone();
             self.links = links;
+            self.hold_ports();
             self.is_in_step = false;
         }
         Ok(())

@@ -33,7 +33,6 @@ use crate::{
     nat::Masquerade,
     netns,
     network::{NetworkPaths, NetworkRecord},
-    ports::PortHolder,
     repair::Repairs,
     runner::{Origin, Runner, RunnerContext, RunnerHandle, RunnerMessage},
     session::{Applied, SessionEvent},
@@ -76,7 +75,6 @@ pub(crate) struct Core {
     runner_inbox: mpsc::Receiver<RunnerMessage>,
     statuses: StatusBook,
     pins: pins::PinBook,
-    ports: PortHolder,
     outbox: mpsc::Sender<AgentMessage>,
     cancel: CancellationToken,
 }
@@ -138,6 +136,7 @@ impl Core {
             executor,
             paths,
             gateways: Arc::new(Mutex::new(gateways)),
+            ports: Arc::default(),
             view: view_watch,
             underlay_mtu: mtu_watch,
             upstreams: node_resolvers(),
@@ -175,7 +174,6 @@ impl Core {
             runner_inbox,
             statuses: StatusBook::default(),
             pins: pins::PinBook::default(),
-            ports: PortHolder::default(),
             outbox,
             cancel,
         };
@@ -251,7 +249,7 @@ impl Core {
         self.view = Arc::new(view);
         self.views.send_replace(self.view.clone());
         self.owes_ack = true;
-        self.ports.update(&self.view);
+        self.hold_ports();
         self.settle_strays();
         self.start_runners();
         if let Err(err) = self.sync() {
@@ -259,6 +257,12 @@ impl Core {
             // again.
             error!(feed.version = %version, "cannot apply the update: {err:#}");
         }
+    }
+
+    /// No process of the node takes what services publish on it.
+    fn hold_ports(&mut self) {
+        let mut ports = self.context.ports.lock().expect("no holder panics");
+        ports.update(&self.view, &self.local.node_addrs);
     }
 
     /// Brings the kernel's maps to the view, and says so to the managers.

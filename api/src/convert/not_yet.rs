@@ -1,7 +1,7 @@
 //! What the model has words for and the nodes do not do yet. Accepting it would lose traffic, or
 //! let it out, in silence; each refusal goes when the nodes learn the thing.
 
-use model::spec::{NetworkSpec, Protocol, PublishMode, ServiceSpec};
+use model::spec::{NetworkSpec, Protocol, ServiceSpec};
 
 use crate::error::ApiError;
 
@@ -9,14 +9,11 @@ use crate::error::ApiError;
 /// 501 naming the first field of a service that the data plane does not serve.
 pub(crate) fn check_service(spec: &ServiceSpec) -> Result<(), ApiError> {
     for (at, port) in spec.endpoint.ports.iter().enumerate() {
-        let field = match (port.mode, port.protocol) {
-            (PublishMode::Host, _) => "PublishMode `host`",
-            (_, Protocol::Sctp) => "Protocol `sctp`",
-            (PublishMode::Ingress, Protocol::Tcp | Protocol::Udp) => continue,
-        };
-        return Err(ApiError::unsupported(format!(
-            "EndpointSpec.Ports[{at}].{field}"
-        )));
+        if port.protocol == Protocol::Sctp {
+            return Err(ApiError::unsupported(format!(
+                "EndpointSpec.Ports[{at}].Protocol `sctp`"
+            )));
+        }
     }
     Ok(())
 }

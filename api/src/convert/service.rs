@@ -297,7 +297,7 @@ fn port_from_docker(port: &docker::EndpointPortConfig) -> Result<PortSpec, ApiEr
 }
 
 /// `None` for no ports, which Docker leaves out.
-fn ports_to_docker(ports: &[PortSpec]) -> Option<Vec<docker::EndpointPortConfig>> {
+pub(super) fn ports_to_docker(ports: &[PortSpec]) -> Option<Vec<docker::EndpointPortConfig>> {
     (!ports.is_empty()).then(|| ports.iter().map(port_to_docker).collect())
 }
 

@@ -14,8 +14,8 @@ use model::{
 use serde::Serialize;
 
 use super::{
-    date, duration, labels_from_docker, labels_to_docker, list, nanos, network, text, unsigned,
-    version,
+    date, duration, labels_from_docker, labels_to_docker, list, nanos, network,
+    service::ports_to_docker, text, unsigned, version,
 };
 use crate::error::ApiError;
 
@@ -82,7 +82,9 @@ fn status(task: &Task) -> docker::TaskStatus {
         message: Some(task.status.message.clone()),
         err: task.status.err.clone(),
         container_status: container,
-        port_status: Some(docker::PortStatus::default()),
+        port_status: Some(docker::PortStatus {
+            ports: ports_to_docker(&task.status.ports),
+        }),
     }
 }
 

@@ -12,7 +12,7 @@ use control::ops;
 use model::{
     NetworkId, ServiceId, TaskState,
     object::Service,
-    spec::{Protocol, ServiceMode, ServiceSpec},
+    spec::{Protocol, PublishMode, ServiceMode, ServiceSpec},
 };
 use serde_json::{Value, json};
 
@@ -120,7 +120,8 @@ pub(super) async fn create(
 }
 
 /// Nobody on this node listens where the service is to be published: the programs would take that
-/// process's packets. A port that a service publishes is `ops`' to judge. Other nodes are not asked.
+/// process's packets. A port that a service publishes is `ops`' to judge. Other nodes are not asked, and
+/// one of host mode is its task's: a node that cannot have it refuses the task.
 fn check_ports_free(node: &Ctx, state: &store::State, spec: &ServiceSpec) -> Result<(), ApiError> {
     let published: BTreeSet<(Protocol, u16)> = state
         .services()
@@ -129,6 +130,7 @@ fn check_ports_free(node: &Ctx, state: &store::State, spec: &ServiceSpec) -> Res
         .collect();
     let wanted = spec.endpoint.ports.iter();
     let new = wanted
+        .filter(|port| port.mode == PublishMode::Ingress)
         .filter_map(|port| Some((port.protocol, port.published?)))
         .filter(|port| !published.contains(port))
         .collect();

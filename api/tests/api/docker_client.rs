@@ -495,8 +495,15 @@ async fn wrong_requests_get_one_clear_sentence() {
             "TaskTemplate.ContainerSpec.HealthCheck",
         ),
         (
-            &["--publish", "mode=host,published=1,target=1"],
-            "EndpointSpec.Ports[0].PublishMode `host` is not supported by swarmnet",
+            &["--publish", "mode=host,published=1,target=1,protocol=sctp"],
+            "EndpointSpec.Ports[0].Protocol `sctp` is not supported by swarmnet",
+        ),
+        (
+            &[
+                "--publish",
+                "mode=host,published=4789,target=1,protocol=udp",
+            ],
+            "port 4789/udp carries the tunnel between the nodes",
         ),
         (
             &["--mode", "replicated-job"],

@@ -23,6 +23,11 @@ pub enum AllocateError {
     #[error(transparent)]
     PortTaken(#[from] PortConflict),
     #[error(
+        "port {0}/udp carries the tunnel between the nodes (the cluster's data-path port): publish \
+         another one"
+    )]
+    DataPathPort(u16),
+    #[error(
         "all {protocol} ports from 30000 to 32767 are published; remove a service or name the \
          published port yourself"
     )]

@@ -47,6 +47,13 @@ pub(super) fn allocate(
     for port in &mut ports {
         port.published = port.published.filter(|published| *published != 0);
     }
+    let data_port = data_port(state);
+    let is_tunnel = |port: &&PortSpec| ingress_key(port).is_some_and(|key| Some(key) == data_port);
+    if let Some(port) = ports.iter().find(is_tunnel) {
+        return Err(AllocateError::DataPathPort(
+            port.published.unwrap_or_default(),
+        ));
+    }
     check_conflicts(state, service, &ports)?;
     let mut used = used_by_others(state, service.id);
     used.extend(ports.iter().filter_map(ingress_key));
@@ -70,7 +77,7 @@ fn check_conflicts(
         return Ok(());
     }
     for other in state.services().filter(|other| other.id != service.id) {
-        for port in &other.endpoint.ports {
+        for port in ports_of(state, other) {
             let Some(published) = port.published else {
                 continue;
             };
@@ -91,6 +98,19 @@ fn check_conflicts(
     Ok(())
 }
 
+/// The service's ports, with those that nodes chose for its tasks.
+fn ports_of<'a>(state: &'a State, service: &'a Service) -> impl Iterator<Item = &'a PortSpec> {
+    let ports = &service.endpoint.ports;
+    let is_chosen = |port: &PortSpec| port.mode == PublishMode::Host && port.published.is_none();
+    let tasks = ports.iter().any(is_chosen);
+    let tasks = tasks.then(|| state.tasks_of_service(service.id));
+    let chosen = tasks
+        .into_iter()
+        .flatten()
+        .flat_map(|task| &task.status.ports);
+    ports.iter().chain(chosen)
+}
+
 /// Whether two services publish a port on different addresses. "All" meets any.
 fn apart(one: &Service, other: &Service, protocol: Protocol, port: u16) -> bool {
     let addresses = |service: &Service| {
@@ -107,9 +127,16 @@ fn used_by_others(state: &State, id: ServiceId) -> BTreeSet<(Protocol, u16)> {
     state
         .services()
         .filter(|other| other.id != id)
-        .flat_map(|other| &other.endpoint.ports)
+        .flat_map(|other| ports_of(state, other))
         .filter_map(|port| Some((port.protocol, port.published?)))
+        .chain(data_port(state))
         .collect()
+}
+
+/// Where the nodes' tunnel is, on every node.
+fn data_port(state: &State) -> Option<(Protocol, u16)> {
+    let cluster = state.cluster()?;
+    Some((Protocol::Udp, cluster.data_path.port))
 }
 
 fn ingress_key(port: &PortSpec) -> Option<(Protocol, u16)> {

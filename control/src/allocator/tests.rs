@@ -40,6 +40,7 @@ fn task(service: ServiceId, slot: u64, networks: &[NetworkId]) -> Task {
         node: None,
         spec: fixture::service("web", 1, networks).task,
         spec_version: Default::default(),
+        host_ports: Vec::new(),
         desired: TaskState::Running,
         status: TaskStatus {
             timestamp: now,
@@ -47,6 +48,7 @@ fn task(service: ServiceId, slot: u64, networks: &[NetworkId]) -> Task {
             message: String::new(),
             err: None,
             container: None,
+            ports: Vec::new(),
         },
         attachments: Vec::new(),
         endpoint: None,

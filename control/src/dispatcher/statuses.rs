@@ -114,6 +114,7 @@ fn accept(state: &State, node: NodeId, update: &TaskStatusUpdate) -> Result<Task
         message: update.message.clone(),
         err: update.err.clone(),
         container: update.container.clone(),
+        ports: update.ports.clone(),
     };
     if !is_news(&task.status, &status) {
         return Err("it is not news");

@@ -57,6 +57,7 @@ impl From<AllocateError> for OpError {
             | AllocateError::PoolsExhausted { .. }
             | AllocateError::VnisExhausted => Self::FailedPrecondition(error.to_string()),
             AllocateError::PortTaken(_)
+            | AllocateError::DataPathPort(_)
             | AllocateError::SubnetOverlaps { .. }
             | AllocateError::GatewayBridge { .. }
             | AllocateError::SubnetTooSmall(_)

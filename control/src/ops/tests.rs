@@ -165,6 +165,30 @@ fn host_ports_conflict_with_ingress_ports_only() {
 }
 
 #[test]
+fn the_tunnels_port_is_nobodys() {
+    let mut world = World::new();
+    let mut spec = fixture::service("web", 1, &[]);
+    spec.endpoint.ports = vec![fixture::port(Some(4789), 80)];
+    let id = create(&mut world, spec.clone()).unwrap();
+    spec.name = "other".to_owned();
+    for mode in [PublishMode::Ingress, PublishMode::Host] {
+        spec.endpoint.ports[0].protocol = Protocol::Udp;
+        spec.endpoint.ports[0].mode = mode;
+        assert_eq!(
+            refused(&mut world, spec.clone()),
+            format!(
+                "{INVALID}port 4789/udp carries the tunnel between the nodes (the cluster's \
+                 data-path port): publish another one"
+            )
+        );
+    }
+    let to_udp = update(&mut world, id, |spec| {
+        spec.endpoint.ports[0].protocol = Protocol::Udp
+    });
+    assert!(to_udp.unwrap_err().to_string().contains("4789/udp carries"));
+}
+
+#[test]
 fn unknown_and_forbidden_networks_are_refused() {
     let mut world = World::new();
     let nowhere = NetworkId::from_raw(7);

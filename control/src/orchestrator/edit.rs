@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use model::{
     TaskId, TaskState,
     object::{Meta, Service, Task, TaskStatus},
+    spec::{PortSpec, PublishMode},
 };
 use store::{Key, State, Transaction};
 
@@ -117,6 +118,7 @@ impl<'a> Editor<'a> {
             node,
             spec: service.spec.task.clone(),
             spec_version: service.spec_version,
+            host_ports: host_ports(&service),
             desired,
             status: TaskStatus {
                 timestamp: now,
@@ -124,9 +126,19 @@ impl<'a> Editor<'a> {
                 message: "created".to_owned(),
                 err: None,
                 container: None,
+                ports: Vec::new(),
             },
             attachments: Vec::new(),
             endpoint: None,
         });
     }
+}
+
+/// Ports that its tasks publish on their nodes.
+pub(super) fn host_ports(service: &Service) -> Vec<PortSpec> {
+    let ports = service.endpoint.ports.iter();
+    ports
+        .filter(|port| port.mode == PublishMode::Host)
+        .cloned()
+        .collect()
 }

@@ -16,7 +16,7 @@ use model::{
 };
 
 use super::{
-    edit::Editor,
+    edit::{self, Editor},
     slot::{Slot, SlotKey, Slots, ended_itself, has_ended, is_running, is_wanted, misplaced},
 };
 use crate::allocator;
@@ -121,16 +121,17 @@ impl Observations {
     }
 }
 
-/// Tasks whose spec equals the newest are up to date, whichever version they were made from: going
+/// Tasks whose spec and host ports equal the newest are up to date, whichever version they were made from: going
 /// back and forth between two specs restarts only what has to be. Returns whether that was all of
 /// them: until then, who is out of date is not known.
 pub(super) fn adopt_alike(editor: &mut Editor<'_>, service: &Service) -> bool {
+    let host_ports = edit::host_ports(service);
     let alike: Vec<Arc<Task>> = editor
         .state()
         .tasks_of_service(service.id)
         .filter(|task| task.spec_version != service.spec_version)
         .filter(|task| is_wanted(task) || ended_itself(task))
-        .filter(|task| task.spec == service.spec.task)
+        .filter(|task| task.spec == service.spec.task && task.host_ports == host_ports)
         .cloned()
         .collect();
     for task in alike {

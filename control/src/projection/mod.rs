@@ -2,7 +2,8 @@
 //!
 //! * every node: the cluster, all nodes, the `ingress` network;
 //! * networks: those that the node has live tasks on;
-//! * services: those with mesh ports everywhere, the others where one of their networks is;
+//! * services: those with mesh ports everywhere, the others where one of their networks is, or a task
+//!   that publishes ports on its node;
 //! * endpoints: of those services, and on those networks, unless the task ended or its node is
 //!   down;
 //! * tasks: the node's own, from ASSIGNED until the store forgets them.
@@ -136,7 +137,7 @@ impl<'a> Projection<'a> {
                 ..port
             })
             .collect();
-        if networks.is_empty() && ports.is_empty() {
+        if networks.is_empty() && ports.is_empty() && !self.hosts_ports_of(id) {
             return None;
         }
         Some(ViewObject::Service(ServiceView {
@@ -147,6 +148,14 @@ impl<'a> Projection<'a> {
             ports,
             policy: traffic.policy,
         }))
+    }
+
+    /// Whether a task here publishes ports of the service on this node alone.
+    fn hosts_ports_of(&self, service: ServiceId) -> bool {
+        let mut tasks = self.state.tasks_of_node(self.node);
+        tasks.any(|task| {
+            task.service == service && !task.host_ports.is_empty() && backend_state(task).is_some()
+        })
     }
 
     /// The service's networks that this node takes part in. With VIPs, one without an address is
@@ -222,6 +231,7 @@ impl<'a> Projection<'a> {
             slot: task.slot,
             endpoint: task.endpoint?,
             spec: task.spec.clone(),
+            host_ports: task.host_ports.clone(),
             attachments: task.attachments.clone(),
             state: task.status.state,
             desired,

@@ -1,5 +1,5 @@
-//! What each node is told, over a small world: three nodes, a mesh service `web` and a service
-//! `db` on the network `back`.
+//! What each node is told, over a small world: three nodes, a mesh service `web`, a service `db` on
+//! the network `back`, and a service `own` that publishes on its tasks' nodes alone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use model::{
     EndpointId,
     feed::NodeView,
     object::{Attachment, Meta, Network, ServiceEndpoint, TaskStatus, Vip},
-    spec::{EndpointSpec, NetworkSpec},
+    spec::{EndpointSpec, NetworkSpec, PortSpec},
 };
 use proptest::prelude::*;
 use store::{Change, Key, Transaction};
@@ -25,6 +25,7 @@ struct Cluster {
     back: NetworkId,
     web: ServiceId,
     db: ServiceId,
+    own: ServiceId,
     endpoints: u32,
 }
 
@@ -33,11 +34,15 @@ impl Cluster {
         let mut world = World::new();
         let nodes = world.add_nodes(3);
         let back = NetworkId::generate();
-        let (web, db) = (ServiceId::generate(), ServiceId::generate());
+        let [web, db, own] = [(); 3].map(|()| ServiceId::generate());
         world.write(|tx| {
             tx.put(network(back)).unwrap();
             tx.put(service(web, "web", &[], Some(8080))).unwrap();
             tx.put(service(db, "db", &[back], None)).unwrap();
+            let mut own = service(own, "own", &[], Some(7070));
+            own.endpoint.ports = vec![own_port()];
+            own.spec.endpoint.ports = vec![own_port()];
+            tx.put(own).unwrap();
         });
         Self {
             world,
@@ -45,6 +50,7 @@ impl Cluster {
             back,
             web,
             db,
+            own,
             endpoints: 0,
         }
     }
@@ -52,6 +58,7 @@ impl Cluster {
     fn run(&mut self, service: ServiceId, node: usize, state: TaskState) -> TaskId {
         self.endpoints += 1;
         let on_back = service == self.db;
+        let host_ports = (service == self.own).then(own_port);
         let task = Task {
             id: TaskId::generate(),
             meta: Meta::new(fixture::epoch()),
@@ -61,6 +68,7 @@ impl Cluster {
             node: Some(self.nodes[node]),
             spec: Default::default(),
             spec_version: Default::default(),
+            host_ports: host_ports.into_iter().collect(),
             desired: TaskState::Running,
             status: TaskStatus {
                 timestamp: fixture::epoch(),
@@ -68,6 +76,7 @@ impl Cluster {
                 message: String::new(),
                 err: None,
                 container: None,
+                ports: Vec::new(),
             },
             attachments: on_back
                 .then(|| Attachment {
@@ -112,6 +121,13 @@ fn full(state: &State, node: NodeId, held: &BTreeSet<TaskId>) -> BTreeMap<ViewKe
         .objects()
         .map(|object| (object.key(), object))
         .collect()
+}
+
+fn own_port() -> PortSpec {
+    PortSpec {
+        mode: PublishMode::Host,
+        ..fixture::port(Some(7070), 70)
+    }
 }
 
 fn network(id: NetworkId) -> Network {
@@ -159,6 +175,20 @@ fn service(id: ServiceId, name: &str, networks: &[NetworkId], published: Option<
         },
         update_status: None,
     }
+}
+
+#[test]
+fn a_service_on_its_tasks_nodes_alone_is_told_to_those() {
+    let mut cluster = Cluster::new();
+    let task = cluster.run(cluster.own, 0, TaskState::Running);
+    let (here, elsewhere) = (cluster.view(0), cluster.view(1));
+    assert!(here.services[&cluster.own].ports.is_empty());
+    assert_eq!(here.tasks[&task].host_ports, [own_port()]);
+    assert_eq!(here.endpoints.len(), 1);
+    assert!(!elsewhere.services.contains_key(&cluster.own));
+    assert!(elsewhere.endpoints.is_empty());
+    cluster.change(task, |task| task.status.state = TaskState::Failed);
+    assert!(!cluster.view(0).services.contains_key(&cluster.own));
 }
 
 #[test]
@@ -281,7 +311,7 @@ fn a_service_that_is_removed_leaves_its_draining_tasks_to_those_on_their_network
 /// One step of the life of the cluster.
 #[derive(Debug, Clone)]
 enum Step {
-    Run { on_back: bool, node: usize },
+    Run { which: usize, node: usize },
     SetState { task: usize, state: TaskState },
     Stop { task: usize },
     RemoveTask { task: usize },
@@ -299,7 +329,7 @@ fn step() -> impl Strategy<Value = Step> {
         TaskState::Failed,
     ]);
     prop_oneof![
-        4 => (any::<bool>(), 0..3usize).prop_map(|(on_back, node)| Step::Run { on_back, node }),
+        4 => (0..3usize, 0..3usize).prop_map(|(which, node)| Step::Run { which, node }),
         4 => (any::<usize>(), state).prop_map(|(task, state)| Step::SetState { task, state }),
         2 => any::<usize>().prop_map(|task| Step::Stop { task }),
         2 => any::<usize>().prop_map(|task| Step::RemoveTask { task }),
@@ -316,8 +346,8 @@ impl Cluster {
         let pick = |at: usize| (!tasks.is_empty()).then(|| tasks[at % tasks.len()]);
         let (web, db, nodes) = (self.web, self.db, self.nodes.clone());
         match step {
-            Step::Run { on_back, node } => {
-                self.run(if on_back { db } else { web }, node, TaskState::Assigned);
+            Step::Run { which, node } => {
+                self.run([web, db, self.own][which], node, TaskState::Assigned);
             }
             Step::SetState { task, state } => {
                 if let Some(id) = pick(task) {

@@ -53,7 +53,14 @@ pub(crate) fn touched(before: &State, now: &State, changes: &[Change]) -> BTreeS
                     touch_tasks(&mut touches, tasks, before, now);
                 }
             }
-            Key::Task(id) => touch_tasks(&mut touches, std::iter::once(id), before, now),
+            Key::Task(id) => {
+                touch_tasks(&mut touches, std::iter::once(id), before, now);
+                let either = [now, before].into_iter().find_map(|state| state.task(id));
+                // Where it runs, the node needs the service.
+                if let Some(task) = either.filter(|task| !task.host_ports.is_empty()) {
+                    touches.insert(Touch::Service(task.service));
+                }
+            }
         }
     }
     touches

@@ -1,10 +1,6 @@
 //! Whether a node can take a task.
 
-use model::{
-    ServiceId,
-    object::{Service, Task},
-    spec::{Protocol, PublishMode},
-};
+use model::{ServiceId, object::Task, spec::Protocol};
 
 use super::{explain::Refusal, load::Load, takes_tasks};
 use crate::constraint::{self, Constraint, ParseConstraintError};
@@ -24,26 +20,23 @@ pub(super) struct Demand {
 }
 
 impl Demand {
-    pub(super) fn of(task: &Task, service: Option<&Service>) -> Self {
+    pub(super) fn of(task: &Task) -> Self {
         Self {
             service: task.service,
             nano_cpus: task.spec.resources.reserve_nano_cpus.unwrap_or(0),
             memory_bytes: task.spec.resources.reserve_memory_bytes.unwrap_or(0),
             max_replicas: task.spec.placement.max_replicas,
-            host_ports: service.map_or_else(Vec::new, host_ports),
+            host_ports: host_ports(task).collect(),
             preferences: task.spec.placement.preferences.clone(),
             constraints: constraint::parse(&task.spec.placement),
         }
     }
 }
 
-/// Ports that the service publishes on its tasks' nodes only.
-pub(super) fn host_ports(service: &Service) -> Vec<(Protocol, u16)> {
-    let ports = service.endpoint.ports.iter();
-    ports
-        .filter(|port| port.mode == PublishMode::Host)
-        .filter_map(|port| Some((port.protocol, port.published?)))
-        .collect()
+/// Ports that the task takes on its node: those named, and those that the node chose.
+pub(super) fn host_ports(task: &Task) -> impl Iterator<Item = (Protocol, u16)> + '_ {
+    let ports = task.host_ports.iter().chain(&task.status.ports);
+    ports.filter_map(|port| Some((port.protocol, port.published?)))
 }
 
 /// The first reason against the node. A task `bound` to the node (of a global service) goes there

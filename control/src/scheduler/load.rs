@@ -46,12 +46,12 @@ impl Load {
             host_ports: HashSet::new(),
         };
         for task in state.tasks_of_node(node.id) {
-            load.add(state, task, now);
+            load.add(task, now);
         }
         load
     }
 
-    fn add(&mut self, state: &State, task: &Task, now: Timestamp) {
+    fn add(&mut self, task: &Task, now: Timestamp) {
         let failed = matches!(task.status.state, TaskState::Failed | TaskState::Rejected);
         if failed && task.status.timestamp + FAILURES_WINDOW > now {
             *self.failures.entry(task.service).or_default() += 1;
@@ -63,9 +63,7 @@ impl Load {
         // One that is stopping still takes what it reserved, but makes way for others.
         self.nano_cpus_left -= task.spec.resources.reserve_nano_cpus.unwrap_or(0);
         self.memory_bytes_left -= task.spec.resources.reserve_memory_bytes.unwrap_or(0);
-        if let Some(service) = state.service(task.service) {
-            self.host_ports.extend(host_ports(service));
-        }
+        self.host_ports.extend(host_ports(task));
         if task.desired <= TaskState::Running {
             self.total += 1;
             *self.of_service.entry(task.service).or_default() += 1;

@@ -12,9 +12,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use model::{
     NodeId, ServiceId, TaskState,
-    object::{Node, Service, Task},
+    object::{Node, Task},
 };
-use store::{State, Transaction};
+use store::Transaction;
 
 use explain::Refusals;
 use filter::Demand;
@@ -46,7 +46,7 @@ pub fn step(tx: &mut Transaction) {
         if written == TASKS_MAX {
             break;
         }
-        let demand = demand(tx.state(), &mut demands, &task);
+        let demand = demand(&mut demands, &task);
         let decision = choose(&mut cluster, &demand, &task);
         written += usize::from(write(tx, &task, decision));
     }
@@ -61,13 +61,9 @@ fn is_waiting(task: &Task) -> bool {
 type Demands = HashMap<(ServiceId, model::Version), Arc<Demand>>;
 
 /// Alike for all tasks of one version of a service.
-fn demand(state: &State, demands: &mut Demands, task: &Task) -> Arc<Demand> {
-    let make = || {
-        let service: Option<&Service> = state.service(task.service).map(Arc::as_ref);
-        Arc::new(Demand::of(task, service))
-    };
+fn demand(demands: &mut Demands, task: &Task) -> Arc<Demand> {
     let demand = demands.entry((task.service, task.spec_version));
-    Arc::clone(demand.or_insert_with(make))
+    Arc::clone(demand.or_insert_with(|| Arc::new(Demand::of(task))))
 }
 
 /// The node for the task, or why there is none. What is assigned counts for the next.

@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 
 use model::{
     NodeId, ServiceId, TaskState,
-    object::NodeState,
+    object::{NodeState, Task},
     spec::{Availability, PublishMode, ServiceSpec},
 };
 
-use crate::{fixture, sim::Sim};
+use crate::{fixture, ops, sim::Sim};
 
 fn per_node(sim: &Sim, id: ServiceId) -> BTreeMap<NodeId, usize> {
     let mut counts = BTreeMap::new();
@@ -134,6 +134,94 @@ fn max_replicas_and_host_ports_bound_a_node() {
         reasons(&mut sim, spec),
         ["no suitable node (host-mode port already in use on 2 nodes)"]
     );
+}
+
+fn host(name: &str, replicas: u64, published: Option<u16>) -> ServiceSpec {
+    let mut spec = fixture::service(name, replicas, &[]);
+    spec.endpoint.ports = vec![fixture::port(published, 80)];
+    spec.endpoint.ports[0].mode = PublishMode::Host;
+    spec
+}
+
+const MINUTE: std::time::Duration = std::time::Duration::from_secs(60);
+
+#[test]
+fn a_number_that_a_node_chose_is_taken() {
+    let mut sim = Sim::new(1, 1);
+    let id = sim.create(host("dynamic", 1, None));
+    assert!(sim.run_until(MINUTE, |sim| sim.running(id).len() == 1));
+    sim.world.write(|tx| {
+        let task = tx.state().tasks_of_service(id).next().unwrap();
+        let mut task = Task::clone(task);
+        assert_eq!(task.host_ports[0].published, None);
+        task.status.ports = task.host_ports.clone();
+        task.status.ports[0].published = Some(61_000);
+        tx.put(task).unwrap();
+    });
+    let mut mesh = fixture::service("mesh", 1, &[]);
+    mesh.endpoint.ports = vec![fixture::port(Some(61_000), 80)];
+    let refused = sim.world.try_write(|tx| ops::service::create(tx, mesh));
+    let text = refused.unwrap_err().to_string();
+    assert!(
+        text.contains("port '61000' is already in use by service 'dynamic'"),
+        "{text}"
+    );
+    assert!(text.ends_with("as a host-published port"), "{text}");
+    assert_eq!(
+        reasons(&mut sim, host("fixed", 1, Some(61_000))),
+        ["no suitable node (host-mode port already in use on 1 node)"]
+    );
+}
+
+#[test]
+fn tasks_are_replaced_when_their_host_ports_change_and_not_for_those_of_the_mesh() {
+    let mut sim = Sim::new(1, 2);
+    let id = sim.create(host("web", 2, Some(80)));
+    assert!(sim.run_until(MINUTE, |sim| sim.running(id).len() == 2));
+    let before = sim.running(id);
+    sim.update(id, |spec| {
+        spec.endpoint.ports.push(fixture::port(Some(8080), 80))
+    });
+    sim.settle();
+    assert_eq!(sim.wanted(id), before);
+    sim.update(id, |spec| spec.endpoint.ports[0].published = Some(81));
+    let has_new = |task: &std::sync::Arc<Task>| {
+        task.host_ports
+            .iter()
+            .map(|port| port.published)
+            .eq([Some(81)])
+    };
+    assert!(sim.run_until(MINUTE, |sim| {
+        let running = sim.running(id);
+        running.len() == 2 && running.iter().all(has_new)
+    }));
+}
+
+/// As with Swarm: the new task finds no node while the old one has the port, and the update waits.
+#[test]
+fn start_first_needs_a_node_where_the_host_port_is_free() {
+    let mut sim = Sim::new(1, 1);
+    let mut spec = host("web", 1, Some(80));
+    spec.update = Some(model::spec::UpdateConfig {
+        order: model::spec::UpdateOrder::StartFirst,
+        ..Default::default()
+    });
+    let id = sim.create(spec);
+    assert!(sim.run_until(MINUTE, |sim| sim.running(id).len() == 1));
+    let old = sim.running(id);
+    sim.update(id, |spec| spec.task.force_update += 1);
+    sim.run_for(MINUTE);
+    assert_eq!(sim.running(id), old);
+    let waits = sim.wanted(id).into_iter().find(|task| task.id != old[0].id);
+    assert_eq!(
+        waits.unwrap().status.err.as_deref(),
+        Some("no suitable node (host-mode port already in use on 1 node)")
+    );
+    sim.world.add_nodes(1);
+    assert!(sim.run_until(MINUTE, |sim| {
+        let running = sim.running(id);
+        running.len() == 1 && running[0].node != old[0].node
+    }));
 }
 
 #[test]

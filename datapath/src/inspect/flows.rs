@@ -72,7 +72,7 @@ impl Datapath {
             };
             let endpoint = tables.endpoints.get(&backend).map(|value| value.endpoint);
             FlowRow {
-                service: names.service(Frontend::Vip(vip)),
+                service: names.service(Frontend::Vip(vip), &[]),
                 protocol: protocol_name(key.proto).to_owned(),
                 // The other end's packets do not pass here.
                 state: "open".to_owned(),

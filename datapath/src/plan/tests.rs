@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     desired::desired,
-    local::{LocalState, LocalTask, LocalVeth},
+    local::{HostPort, LocalState, LocalTask, LocalVeth},
     tables::{Port, Published, backend_range},
 };
 
@@ -268,6 +268,7 @@ fn local(draws: &[Draw]) -> LocalState {
                     (id, veth(network, overlay_addr(network, draw.id)))
                 })
                 .collect(),
+            host_ports: host_ports(draw),
         }
     };
     LocalState {
@@ -283,6 +284,16 @@ fn local(draws: &[Draw]) -> LocalState {
             .map(|draw| (TaskId::from_raw(draw.id.into()), task(draw)))
             .collect(),
     }
+}
+
+/// Of some tasks, which are none of those that tests draw by hand.
+fn host_ports(draw: &Draw) -> Vec<HostPort> {
+    let port = HostPort {
+        proto: 17,
+        published: 9_000 + draw.id as u16,
+        target: 53,
+    };
+    (draw.id >= 20).then_some(port).into_iter().collect()
 }
 
 fn some_draws() -> impl Strategy<Value = Vec<Draw>> {

@@ -2,7 +2,7 @@
 
 use dataplane_abi::{
     BACKEND_ACTIVE, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint, NodeConfig,
-    SERVICE_DIRECT_RETURN, SIDE_PACKETS, ServiceValue,
+    SERVICE_DIRECT_RETURN, SERVICE_OF_NODE, SIDE_PACKETS, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -44,6 +44,7 @@ impl<L: Lookup> Trail<'_, L> {
         let config = config?;
         self.note(Step::Published {
             backends: service.backend_count,
+            of_node: service.flags & SERVICE_OF_NODE != 0,
         });
         let slot = self.slot(&service, config.ring_seed)?;
         let backend = self.backend(&service, slot.now)?;

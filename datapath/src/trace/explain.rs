@@ -75,7 +75,10 @@ impl Step {
             ),
         };
         match self {
-            Self::Published { backends } => step(
+            Self::Published { of_node: true, .. } => {
+                step("port", "published on this node alone, by a task of its own")
+            }
+            Self::Published { backends, .. } => step(
                 "port",
                 format!("published, by a service of {backends} backends"),
             ),

@@ -144,6 +144,8 @@ pub enum Step {
     /// The port is published; with the number of backends.
     Published {
         backends: u32,
+        /// On this node alone.
+        of_node: bool,
     },
     NotPublished,
     NotOfNode,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use dataplane_abi::{
     BACKEND_ACTIVE, Be32, DropReason, NETNS_NODE, NetnsValue, RING_CHUNK_SLOTS, RingChunk,
-    RingSlot, SIDE_SOCKETS, ServiceValue, TargetKey, TargetValue,
+    RingSlot, SERVICE_OF_NODE, SIDE_SOCKETS, ServiceValue, TargetKey, TargetValue,
 };
 use model::spec::Protocol;
 
@@ -36,6 +36,7 @@ impl<L: Lookup> Trail<'_, L> {
         }
         self.note(Step::Published {
             backends: service.backend_count,
+            of_node: service.flags & SERVICE_OF_NODE != 0,
         });
         Some(service)
     }

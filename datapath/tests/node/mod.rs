@@ -321,6 +321,7 @@ pub fn local(endpoints: &[u32]) -> LocalState {
                 mac: [2, 0x42, 10, 0, 1, 10 + id as u8],
             },
         )],
+        host_ports: Vec::new(),
     };
     LocalState {
         node: SELF,

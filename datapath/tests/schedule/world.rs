@@ -263,6 +263,7 @@ impl Machine {
             netns_id: slot.netns_id,
             gateway: slot.gateway,
             overlays: Vec::new(),
+            host_ports: Vec::new(),
         };
         self.local.tasks.insert(TaskId::from_raw(id.into()), task);
     }

@@ -219,6 +219,7 @@ pub fn assignment(container: ContainerSpec) -> TaskAssignment {
             container,
             ..TaskSpec::default()
         },
+        host_ports: Vec::new(),
         attachments: Vec::new(),
         state: TaskState::Assigned,
         desired: TaskState::Running,

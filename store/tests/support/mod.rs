@@ -104,6 +104,7 @@ pub fn task(id: u128, service: u128, node: Option<u128>) -> Task {
         node: node.map(NodeId::from_raw),
         spec: TaskSpec::default(),
         spec_version: Version(0),
+        host_ports: Vec::new(),
         desired: TaskState::Running,
         status: TaskStatus {
             timestamp: Timestamp::UNIX_EPOCH,
@@ -111,6 +112,7 @@ pub fn task(id: u128, service: u128, node: Option<u128>) -> Task {
             message: "created".to_owned(),
             err: None,
             container: None,
+            ports: Vec::new(),
         },
         attachments: Vec::new(),
         endpoint: None,

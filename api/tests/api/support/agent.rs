@@ -9,6 +9,7 @@ use model::{
     feed::{AgentMessage, Hello, ManagerMessage, NodeView, TaskStatusUpdate},
     object::NodeDescription,
     rpc::DispatcherClient,
+    spec::PortSpec,
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
@@ -103,8 +104,19 @@ fn news(view: &NodeView, reported: &mut BTreeMap<TaskId, TaskState>) -> Vec<Task
                 message: "as told".into(),
                 err: None,
                 container: None,
+                ports: match state {
+                    TaskState::Running => task.host_ports.iter().map(numbered).collect(),
+                    _ => Vec::new(),
+                },
             });
         }
     }
     news
+}
+
+fn numbered(port: &PortSpec) -> PortSpec {
+    PortSpec {
+        published: port.published.or(Some(61_000)),
+        ..port.clone()
+    }
 }

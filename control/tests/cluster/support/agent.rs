@@ -145,6 +145,7 @@ impl Agent {
             message: state.to_string(),
             err: None,
             container: None,
+            ports: Vec::new(),
         };
         self.say(AgentMessage::Status {
             seq,

@@ -239,6 +239,7 @@ fn task(tx: &Transaction, service: &Service, node: NodeId) -> Task {
         node: Some(node),
         spec: service.spec.task.clone(),
         spec_version: service.spec_version,
+        host_ports: Vec::new(),
         desired: TaskState::Running,
         status: TaskStatus {
             timestamp: tx.now(),
@@ -246,6 +247,7 @@ fn task(tx: &Transaction, service: &Service, node: NodeId) -> Task {
             message: String::new(),
             err: None,
             container: None,
+            ports: Vec::new(),
         },
         attachments: Vec::new(),
         endpoint: None,
