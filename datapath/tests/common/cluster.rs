@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -16,10 +17,19 @@ use aya::programs::{
     tc::qdisc_add_clsact,
 };
 use dataplane_abi::{Be16, Be32, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::{
+        socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt},
+        time::{TimeVal, TimeValLike},
+    },
+};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     GATEWAY_ADDR, GATEWAY_MASK, MESH_VNI, Namespace, Node, Place, RING_SEED, SOCKET_PROGRAMS,
-    TUNNEL_MTU, ip, program,
+    TUNNEL_MTU, ip, program, run_inside,
 };
 
 /// No exchange here takes longer unless it is broken.
@@ -89,8 +99,12 @@ impl Switch {
 
     /// A node at `addr`, configured, programs attached, with no tasks.
     pub fn node(&self, addr: Be32) -> Host {
+        self.node_of(Node::load(), addr)
+    }
+
+    /// As [`Self::node`], of programs and maps that are loaded.
+    pub fn node_of(&self, mut node: Node, addr: Be32) -> Host {
         let namespace = self.machine(addr);
-        let mut node = Node::load();
         node.configure(NodeConfig {
             vxlan_ifindex: namespace.ifindex("vx0"),
             uplink_ifindex: namespace.ifindex("up0"),
@@ -401,6 +415,106 @@ impl EchoServer {
     pub fn is_idle(&self) -> bool {
         self.peers.try_recv().is_err()
     }
+}
+
+/// Echoes words of four bytes to any number of clients, and closes after [`WordServer::BYE`].
+pub struct WordServer {
+    /// A byte ends it: a waker's descriptor would be another one in its thread.
+    stop: UnixStream,
+}
+
+impl WordServer {
+    pub const BYE: [u8; 4] = *b"bye!";
+
+    /// On a thread with descriptors of its own, so that they count apart from the clients'.
+    pub fn new(namespace: &Namespace, bind: SocketAddr) -> Self {
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        let (listens, ready) = std::sync::mpsc::channel();
+        let path = namespace.path();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FILES).unwrap();
+            let listener = run_inside(&path, || TcpListener::bind(bind)).unwrap();
+            listens.send(()).unwrap();
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build().unwrap();
+            runtime.block_on(async {
+                stopped.set_nonblocking(true).unwrap();
+                let stopped = tokio::net::UnixStream::from_std(stopped).unwrap();
+                tokio::select! {
+                    () = Self::serve(listener) => {}
+                    _ = stopped.readable() => {}
+                }
+            });
+        });
+        ready.recv().expect("the server listens");
+        Self { stop }
+    }
+
+    async fn serve(listener: TcpListener) {
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(Self::echo(stream));
+        }
+    }
+
+    async fn echo(mut stream: tokio::net::TcpStream) -> io::Result<()> {
+        let mut word = [0; 4];
+        while word != Self::BYE {
+            stream.read_exact(&mut word).await?;
+            stream.write_all(&word).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for WordServer {
+    fn drop(&mut self) {
+        // It may have failed before.
+        let _ = self.stop.write_all(&[0]);
+    }
+}
+
+/// Sends each connection's number on it, and checks that it comes back.
+#[track_caller]
+pub fn assert_all_echo(connections: &[TcpStream]) {
+    for (nth, mut connection) in connections.iter().enumerate() {
+        connection.write_all(&(nth as u32).to_be_bytes()).unwrap();
+    }
+    // For all of them: one by one, many lost ones would take for ever.
+    let deadline = Instant::now() + patience();
+    let answers = connections.iter().enumerate().map(|(nth, mut connection)| {
+        let mut word = [0; 4];
+        let left = deadline.saturating_duration_since(Instant::now());
+        connection.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        connection.read_exact(&mut word)?;
+        match u32::from_be_bytes(word) as usize == nth {
+            true => Ok(()),
+            false => Err(io::Error::other("another connection's answer")),
+        }
+    });
+    let lost: Vec<_> = answers.filter_map(Result::err).collect();
+    assert!(lost.is_empty(), "{} lost: {}", lost.len(), lost[0]);
+}
+
+/// A connection from a port of the caller's choice, also where an earlier one from it has just ended.
+pub fn connect_from(namespace: &Namespace, port: u16, to: SocketAddr) -> io::Result<TcpStream> {
+    let SocketAddr::V4(to) = to else {
+        unreachable!("the tests speak IPv4");
+    };
+    let socket = namespace.run(|| {
+        let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+        let socket = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        socket::bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+        // Also for connect(2).
+        let patience = TimeVal::milliseconds(patience().as_millis() as i64);
+        socket::setsockopt(&socket, sockopt::SendTimeout, &patience)?;
+        socket::setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+        socket::connect(socket.as_raw_fd(), &SockaddrIn::from(to))?;
+        nix::Result::Ok(socket)
+    })?;
+    Ok(socket.into())
 }
 
 /// A connection made inside of `namespace`.

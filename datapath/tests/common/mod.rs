@@ -70,18 +70,27 @@ impl Node {
     /// All maps, of a size that tests in parallel can afford. The programs are loaded when they are
     /// first used: on a slow machine the verifier takes its time.
     pub fn load() -> Self {
-        let ebpf = EbpfLoader::new()
-            .map_max_entries("RINGS", 1024)
-            .map_max_entries("BACKENDS", 4096)
-            .map_max_entries("FLOWS", 4096)
-            .map_max_entries("SYN_FLOWS", 4096)
-            .map_max_entries("UDP_FLOWS", 4096)
-            .map_max_entries("FRAGMENTS", 4096)
-            .map_max_entries("VIP_FLOWS", 4096)
-            .map_max_entries("SOCK_ORIGINS", 4096)
-            .map_max_entries("STATS", 1024)
-            .load(OBJECT)
-            .expect("the object loads");
+        Self::load_with(
+            EbpfLoader::new()
+                .map_max_entries("RINGS", 1024)
+                .map_max_entries("BACKENDS", 4096)
+                .map_max_entries("FLOWS", 4096)
+                .map_max_entries("SYN_FLOWS", 4096)
+                .map_max_entries("UDP_FLOWS", 4096)
+                .map_max_entries("FRAGMENTS", 4096)
+                .map_max_entries("VIP_FLOWS", 4096)
+                .map_max_entries("SOCK_ORIGINS", 4096)
+                .map_max_entries("STATS", 1024),
+        )
+    }
+
+    /// As [`Self::load`], all maps of the size that they have in use.
+    pub fn load_whole() -> Self {
+        Self::load_with(&mut EbpfLoader::new())
+    }
+
+    fn load_with(loader: &mut EbpfLoader<'_>) -> Self {
+        let ebpf = loader.load(OBJECT).expect("the object loads");
         Self { ebpf, frontends: 0 }
     }
 

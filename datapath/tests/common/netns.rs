@@ -5,7 +5,7 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::AsRawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -92,17 +92,11 @@ impl Namespace {
 
     /// Runs `work` on a thread inside of the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let path = PathBuf::from("/run/netns").join(&self.name);
-        thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let namespace = File::open(&path).unwrap();
-                setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            });
-            inside
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        run_inside(&self.path(), work)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.name)
     }
 
     pub fn sysctl(&self, name: &str, value: &str) {
@@ -188,6 +182,20 @@ impl Drop for Namespace {
             assert!(deleted.unwrap().success());
         }
     }
+}
+
+/// Runs `work` on a thread inside of the namespace at `path`.
+pub fn run_inside<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let namespace = File::open(path).unwrap();
+            setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        inside
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 #[track_caller]

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use dataplane_abi::{Be32, NodeConfig, RingSlot, ServiceValue};
 
-use super::{Namespace, TCP, UDP, backend, cluster::*, ip};
+use super::{Namespace, Node, TCP, UDP, backend, cluster::*, ip};
 
 pub const NODE_A: Be32 = ip(192, 0, 2, 1);
 pub const NODE_B: Be32 = ip(192, 0, 2, 2);
@@ -24,9 +24,13 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new() -> Self {
+        Self::of(Node::load)
+    }
+
+    pub fn of(load: fn() -> Node) -> Self {
         let switch = Switch::new();
-        let mut a = switch.node(NODE_A);
-        let mut b = switch.node(NODE_B);
+        let mut a = switch.node_of(load(), NODE_A);
+        let mut b = switch.node_of(load(), NODE_B);
         a.add_task(11, ip(10, 0, 1, 11));
         a.add_task(12, ip(10, 0, 1, 12));
         b.add_task(21, ip(10, 0, 1, 21));
