@@ -50,24 +50,57 @@ pub fn ask_tcp(host: &Host, to: (Ipv4Addr, u16)) -> Result<Answer> {
 /// # Errors
 /// No answer in time, or one from another address than was asked.
 pub fn ask_udp(host: &Host, to: (Ipv4Addr, u16)) -> Result<Answer> {
-    host.within(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.set_read_timeout(Some(patience(PATIENCE)))?;
-        socket
+    Asker::new(host, to)?.ask()
+}
+
+/// One unconnected socket that asks the lab's server by datagrams.
+pub struct Asker {
+    socket: UdpSocket,
+    to: (Ipv4Addr, u16),
+    from: SocketAddr,
+}
+
+impl Asker {
+    /// # Errors
+    /// Sockets that cannot be made.
+    pub fn new(host: &Host, to: (Ipv4Addr, u16)) -> Result<Self> {
+        host.within(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            // The unconnected socket has no address of its own; one connected like it tells.
+            let probe = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            probe.connect(to)?;
+            let from = SocketAddr::new(probe.local_addr()?.ip(), socket.local_addr()?.port());
+            Ok(Self { socket, to, from })
+        })
+    }
+
+    /// # Errors
+    /// No answer in time, or one from another address than was asked.
+    pub fn ask(&self) -> Result<Answer> {
+        self.ask_within(patience(PATIENCE))
+    }
+
+    /// As [`Self::ask`], with another patience.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn ask_within(&self, patience: Duration) -> Result<Answer> {
+        let (to, mut buffer) = (self.to, [0; 512]);
+        // Answers to earlier questions that nobody waited for.
+        self.socket.set_nonblocking(true)?;
+        while self.socket.recv_from(&mut buffer).is_ok() {}
+        self.socket.set_nonblocking(false)?;
+        self.socket.set_read_timeout(Some(patience))?;
+        self.socket
             .send_to(b"?", to)
             .with_context(|| format!("cannot send to {to:?}"))?;
-        let mut buffer = [0; 512];
-        let (length, from) = socket.recv_from(&mut buffer).context("no answer")?;
+        let (length, from) = self.socket.recv_from(&mut buffer).context("no answer")?;
         ensure!(
             from == SocketAddr::from(to),
             "asked {to:?}, {from} answered"
         );
-        // The unconnected socket has no address of its own; one connected like it tells.
-        let probe = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        probe.connect(to)?;
-        let from = SocketAddr::new(probe.local_addr()?.ip(), socket.local_addr()?.port());
-        Answer::parse(str::from_utf8(&buffer[..length])?, from)
-    })
+        Answer::parse(str::from_utf8(&buffer[..length])?, self.from)
+    }
 }
 
 /// What a line was answered with.

@@ -6,7 +6,7 @@ mod datagram;
 mod load;
 mod traffic;
 
-pub use ask::{Answer, Conversation, Heard, ask_tcp, ask_udp, send_through};
+pub use ask::{Answer, Asker, Conversation, Heard, ask_tcp, ask_udp, send_through};
 pub use cluster::Cluster;
 pub use datagram::{Datagrams, Fragments};
 pub use lab::RunningTask as Task;

@@ -1,8 +1,10 @@
 //! What goes on while agents, managers and nodes do not.
 
-use anyhow::Result;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
 use lab::wait_for;
-use swarmnet_tests::{Cluster, Conversation, ask_tcp};
+use swarmnet_tests::{Asker, Cluster, Conversation, ask_tcp};
 
 #[test]
 fn killed_agents_cut_no_connection_and_adopt_everything_when_they_return() -> Result<()> {
@@ -68,21 +70,71 @@ fn lost_node_is_down_and_its_tasks_are_replaced_elsewhere() -> Result<()> {
     })
 }
 
+/// Ends a task's process as a crash would.
+fn kill(cluster: &Cluster, task: &str) -> Result<()> {
+    let format = "{{.Status.ContainerStatus.PID}}";
+    let inspect = ["inspect", "--type", "task", "--format", format, task];
+    let pid = cluster.node(1).docker(&inspect)?;
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse()?);
+    Ok(nix::sys::signal::kill(
+        pid,
+        nix::sys::signal::Signal::SIGKILL,
+    )?)
+}
+
+/// From outside by a published port, from a task by a VIP: what one socket sends after its task's end
+/// is known everywhere, another task answers.
+#[test]
+fn datagrams_of_one_socket_find_another_task_when_theirs_has_died() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let create = ["network", "create", "-d", "overlay", "net"];
+    cluster.node(1).cli(&create)?;
+    let options = [
+        "--network",
+        "net",
+        "--publish",
+        "8080:80/udp",
+        "--restart-condition",
+        "none",
+    ];
+    let mut tasks = cluster.serve("web", 3, &options)?;
+    let caller = cluster.serve("caller", 1, &["--network", "net"])?;
+    cluster.settle()?;
+    let inside = cluster.inside(&caller[0]);
+    for (from, to) in [
+        (cluster.client(), (cluster.node(2).addr(), 8080)),
+        (&inside, (cluster.vip("web")?, 80)),
+    ] {
+        let socket = Asker::new(from, to)?;
+        let first = socket.ask()?.task;
+        // As long as nobody has died, it stays.
+        assert_eq!(socket.ask()?.task, first);
+        let at = tasks.iter().position(|task| task.hostname == first);
+        let dead = tasks.remove(at.context("a task of the service")?);
+        kill(&cluster, &dead.id)?;
+        let killed = Instant::now();
+        wait_for("another task to answer", || {
+            let answer = socket.ask_within(Duration::from_millis(50))?;
+            Ok((answer.task != first).then_some(()))
+        })?;
+        println!("{to:?}: answered again after {:?}", killed.elapsed());
+        wait_for("the task's end to be known", || {
+            let running = cluster.tasks("web")?;
+            Ok(running.iter().all(|task| task.id != dead.id).then_some(()))
+        })?;
+        cluster.settle()?;
+        let second = socket.ask()?.task;
+        assert!(tasks.iter().any(|task| task.hostname == second), "{second}");
+    }
+    Ok(())
+}
+
 #[test]
 fn killed_task_is_replaced_in_its_slot() -> Result<()> {
     let cluster = Cluster::new()?;
     let before = cluster.serve("web", 1, &["--publish", "8080:80"])?;
     cluster.settle()?;
-    let pid = cluster.node(1).docker(&[
-        "inspect",
-        "--type",
-        "task",
-        "--format",
-        "{{.Status.ContainerStatus.PID}}",
-        &before[0].id,
-    ])?;
-    let pid = nix::unistd::Pid::from_raw(pid.trim().parse()?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+    kill(&cluster, &before[0].id)?;
     wait_for("the replacement", || {
         let tasks = cluster.tasks("web")?;
         Ok((tasks.len() == 1 && tasks[0].id != before[0].id).then_some(()))
