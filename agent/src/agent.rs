@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use ca::NodeTls;
 use model::inspect::{Table, TraceAnswer, TraceQuery};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -37,6 +38,7 @@ impl Agent {
     pub async fn start(
         config: AgentConfig,
         credentials: Credentials,
+        tls: NodeTls,
         cancel: CancellationToken,
     ) -> Result<Self> {
         let (commands, command_inbox) = mpsc::channel(QUEUE_LEN);
@@ -47,6 +49,7 @@ impl Agent {
         let applied = watch::Sender::new(Applied::new(Arc::new(view_file.load()?)));
         let session = Session {
             credentials: credentials.clone(),
+            tls,
             description: config.description.clone(),
             applied: applied.subscribe(),
             events,

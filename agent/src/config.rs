@@ -40,23 +40,13 @@ impl AgentConfig {
     }
 }
 
-/// Who this node is in its cluster.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Who this node is in its cluster, beside its certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
     pub node: NodeId,
     pub cluster: ClusterId,
-    /// Proof of identity until certificates carry it.
-    pub secret: String,
     pub addr: Ipv4Addr,
     /// Tunnel address.
     pub vtep: Ipv4Addr,
     pub managers: Vec<SocketAddrV4>,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials")
-            .field("node", &self.node)
-            .finish_non_exhaustive()
-    }
 }

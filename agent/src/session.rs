@@ -4,6 +4,8 @@
 use std::{net::SocketAddrV4, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use ca::{Connector, NodeTls};
+use jiff::Timestamp;
 use model::{
     NodeId, Version,
     feed::{AgentMessage, Hello, ManagerMessage, NodeView, Pin, Update},
@@ -13,6 +15,7 @@ use model::{
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tracing::{debug, info, warn};
 
 use crate::config::Credentials;
@@ -54,6 +57,7 @@ pub enum SessionEvent {
 /// Everything the session needs of the agent.
 pub struct Session {
     pub credentials: Credentials,
+    pub tls: NodeTls,
     pub description: NodeDescription,
     pub applied: watch::Receiver<Applied>,
     pub events: mpsc::Sender<SessionEvent>,
@@ -66,14 +70,21 @@ pub struct Session {
 enum SessionError {
     #[error(transparent)]
     Connect(#[from] net::DialError),
-    #[error("manager {0} refused the session: {1}")]
-    Refused(SocketAddrV4, Box<tonic::Status>),
-    #[error("session with manager {0} lost: {1}")]
-    Lost(SocketAddrV4, Box<tonic::Status>),
+    #[error("manager {} refused the session: {}", .0, because(.1))]
+    Refused(SocketAddrV4, Box<Status>),
+    #[error("session with manager {} lost: {}", .0, because(.1))]
+    Lost(SocketAddrV4, Box<Status>),
     #[error("manager {0} ended the session")]
     Ended(SocketAddrV4),
+    #[error("{}", ca::expired(*.0))]
+    Expired(Timestamp),
     #[error("the agent is stopping")]
     Stopping,
+}
+
+/// What a person should know of a failed call.
+fn because(status: &Status) -> String {
+    net::refused_certificate(status).unwrap_or_else(|| status.message().to_owned())
 }
 
 impl Session {
@@ -120,7 +131,13 @@ impl Session {
         manager: SocketAddrV4,
         served: &mut bool,
     ) -> Result<std::convert::Infallible, SessionError> {
-        let channel = net::dial(manager).await?;
+        if let Some(when) = self
+            .tls
+            .with(|own| own.identity().expired(Timestamp::now()))
+        {
+            return Err(SessionError::Expired(when));
+        }
+        let channel = net::dial(&Connector::member(&self.tls), manager).await?;
         let mut client =
             DispatcherClient::new(channel).max_decoding_message_size(net::MESSAGE_BYTES_MAX);
         // What was said while nobody listened is stale: acknowledgements of an older view, and
@@ -168,8 +185,6 @@ impl Session {
     fn hello(&self) -> Hello {
         let view = self.applied.borrow().view.clone();
         Hello {
-            node: self.credentials.node,
-            secret: self.credentials.secret.clone(),
             description: self.description.clone(),
             vtep: self.credentials.vtep,
             applied: view.version,

@@ -99,7 +99,12 @@ impl Identity {
         })
     }
 
-    /// Whether it is time for a new certificate: at a moment in the second half of this one's
+    /// When the certificate expired, if it has.
+    pub fn expired(&self, now: Timestamp) -> Option<Timestamp> {
+        (self.not_after < now).then_some(self.not_after)
+    }
+
+    /// When it is time for a new certificate: at a moment in the second half of this one's
     /// life, the earlier the smaller `share` is (0 to 1: 50 to 80 % of the life).
     pub fn renewal_at(&self, share: f64) -> Timestamp {
         let life = self.not_after.duration_since(self.issued_at).as_secs_f64();

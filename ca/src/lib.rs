@@ -20,12 +20,20 @@ pub mod request;
 pub mod roots;
 pub mod tls;
 
-pub use authority::{Authority, BACKDATE, ROOT_CN, new_root};
+pub use authority::{Authority, BACKDATE, ROOT_CN, Subject, new_root};
 pub use certificate::NodeCertificate;
 pub use identity::{Identity, KeyId};
 pub use request::{NodeKey, Request};
 pub use roots::Roots;
-pub use tls::{NodeTls, Peer};
+pub use tls::{Connector, NodeTls, Peer};
+
+/// What a node whose certificate expired is to be told.
+pub fn expired(at: jiff::Timestamp) -> String {
+    format!(
+        "the certificate of this node expired at {at}: if the clock is right, leave with `swarmnet \
+         leave --force` and join again"
+    )
+}
 
 /// What is wrong with a key, a request or a certificate.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 
 use std::{fmt, sync::Arc};
 
+use model::token::JoinToken;
 use rustls::{RootCertStore, pki_types::CertificateDer};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -32,6 +33,19 @@ impl Roots {
         }
         let pem = pem.to_owned();
         Ok(Self { der, pem })
+    }
+
+    /// The only root in `pem`, if its digest is the one named in `token`: nothing that follows it is
+    /// trusted.
+    ///
+    /// # Errors
+    /// As [`Self::from_pem`]; another root.
+    pub fn named_by(token: &JoinToken, pem: &str) -> Result<Self, CaError> {
+        let roots = Self::from_pem(pem)?;
+        if roots.der.len() != 1 || !token.is_for_root(&roots.sha256()) {
+            return Err(CaError::Root("it is another than the token was made for"));
+        }
+        Ok(roots)
     }
 
     pub fn pem(&self) -> &str {
@@ -85,7 +99,6 @@ fn check_root(der: &CertificateDer<'_>) -> Result<(), CaError> {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use model::token::JoinToken;
 
     use super::*;
     use crate::new_root;
@@ -95,10 +108,15 @@ mod tests {
         let ca = new_root(Timestamp::now()).unwrap();
         let roots = Roots::from_pem(&ca.certificate_pem).unwrap();
         let token = JoinToken::generate(&roots.sha256());
-        assert!(token.is_for_root(&roots.sha256()));
-        let other = new_root(Timestamp::now()).unwrap();
-        let other = Roots::from_pem(&other.certificate_pem).unwrap();
-        assert!(!token.is_for_root(&other.sha256()));
+        let (ca, other) = (ca.certificate_pem, new_root(Timestamp::now()).unwrap());
+        let named = Roots::named_by(&token, &ca).unwrap();
+        assert_eq!(named, roots);
+        let other = other.certificate_pem;
+        let more = format!("{ca}{other}");
+        for wrong in [&other, &more, "", "text"] {
+            assert!(Roots::named_by(&token, wrong).is_err());
+        }
+        let other = Roots::from_pem(&other).unwrap();
         assert_ne!(roots.issuers(), other.issuers());
     }
 

@@ -2,35 +2,30 @@
 //! first node.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
-use jiff::{Timestamp, ToSpan, tz::TimeZone};
+use ca::{CaError, NodeCertificate, NodeKey, NodeTls, Request, Roots};
+use jiff::Timestamp;
 use model::{
     ClusterId, NodeId,
     object::{
         Cluster, DataPathConfig, JoinTokens, Meta, Node, NodeDescription, NodeState, NodeStatus,
         RootCa,
     },
+    rpc::Certified,
     spec::{Availability, ClusterSpec, NodeRole, NodeSpec},
     token::JoinToken,
 };
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
-};
-use sha2::{Digest, Sha256};
 use store::Transaction;
 
 use crate::{
     allocator::{AllocateError, create_ingress},
-    secret,
+    authority::certify,
 };
 
-/// Common name of the root certificate, as Swarm's.
-const ROOT_CN: &str = "swarm-ca";
-const ROOT_YEARS: i32 = 20;
 /// Less would make a busy node look dead.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 
@@ -51,27 +46,14 @@ pub struct InitOptions {
     pub data_path_addr: Option<Ipv4Addr>,
 }
 
-/// What a node's agent needs to take part.
-#[derive(Clone, PartialEq, Eq)]
+/// What the first node needs to take part.
+#[derive(Debug, Clone)]
 pub struct NodeCredentials {
     pub node: NodeId,
     pub cluster: ClusterId,
-    /// The node's proof of identity.
-    pub secret: String,
     pub addr: Ipv4Addr,
     pub vtep: Ipv4Addr,
-    pub root_certificate_pem: String,
-}
-
-impl std::fmt::Debug for NodeCredentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodeCredentials")
-            .field("node", &self.node)
-            .field("cluster", &self.cluster)
-            .field("addr", &self.addr)
-            .field("vtep", &self.vtep)
-            .finish_non_exhaustive()
-    }
+    pub tls: NodeTls,
 }
 
 /// Why there is no new cluster.
@@ -79,8 +61,8 @@ impl std::fmt::Debug for NodeCredentials {
 pub enum BootstrapError {
     #[error("this node is already part of a swarm; leave it first with `swarmnet leave --force`")]
     AlreadyInitialised,
-    #[error("cannot make the root certificate: {0}")]
-    Certificate(#[from] rcgen::Error),
+    #[error("cannot make the first certificates: {0}")]
+    Certificate(#[from] CaError),
     #[error("dispatcher heartbeat is {0:?}; want at least {HEARTBEAT_MIN:?}")]
     Heartbeat(Duration),
     #[error("cannot make the ingress network: {0}")]
@@ -100,17 +82,14 @@ pub(crate) fn create(
     if heartbeat < HEARTBEAT_MIN {
         return Err(BootstrapError::Heartbeat(heartbeat));
     }
-    let root = Root::generate(tx.now())?;
-    let cluster = cluster(tx.now(), options, &root);
-    let secret = secret::generate();
-    let node = first_node(tx.now(), options, port, &secret);
+    let cluster = cluster(tx.now(), options, ca::new_root(tx.now())?)?;
+    let node = first_node(tx.now(), options, port);
     let credentials = NodeCredentials {
         node: node.id,
         cluster: cluster.id,
-        secret,
         addr: options.advertise_addr,
         vtep: node.vtep,
-        root_certificate_pem: root.ca.certificate_pem,
+        tls: NodeTls::new(first_certificate(tx.now(), &cluster, node.id)?)?,
     };
     tx.put(cluster).expect("the store has no cluster");
     tx.put(node).expect("a new id has no older version");
@@ -118,25 +97,41 @@ pub(crate) fn create(
     Ok(credentials)
 }
 
-fn cluster(now: Timestamp, options: &InitOptions, root: &Root) -> Cluster {
+fn cluster(now: Timestamp, options: &InitOptions, ca: RootCa) -> Result<Cluster, CaError> {
+    let root_sha256 = Roots::from_pem(&ca.certificate_pem)?.sha256();
     let mut data_path = options.data_path.clone();
     if data_path.ring_seed == 0 {
         data_path.ring_seed = rand::random();
     }
-    Cluster {
+    Ok(Cluster {
         id: ClusterId::generate(),
         meta: Meta::new(now),
         spec: options.spec.clone(),
         tokens: JoinTokens {
-            worker: JoinToken::generate(&root.sha256).to_string(),
-            manager: JoinToken::generate(&root.sha256).to_string(),
+            worker: JoinToken::generate(&root_sha256).to_string(),
+            manager: JoinToken::generate(&root_sha256).to_string(),
         },
-        ca: root.ca.clone(),
+        ca,
         data_path,
-    }
+        revoked: BTreeMap::new(),
+    })
 }
 
-fn first_node(now: Timestamp, options: &InitOptions, port: u16, secret: &str) -> Node {
+fn first_certificate(
+    now: Timestamp,
+    cluster: &Cluster,
+    node: NodeId,
+) -> Result<NodeCertificate, CaError> {
+    let key = NodeKey::generate()?;
+    let request = Request::from_pem(&key.request()?)?;
+    let Certified {
+        chain_pem,
+        roots_pem,
+    } = certify(cluster, node, NodeRole::Manager, &request, now)?;
+    NodeCertificate::new(key, &chain_pem, Roots::from_pem(&roots_pem)?)
+}
+
+fn first_node(now: Timestamp, options: &InitOptions, port: u16) -> Node {
     let addr = options.advertise_addr;
     Node {
         id: NodeId::generate(),
@@ -157,45 +152,6 @@ fn first_node(now: Timestamp, options: &InitOptions, port: u16, secret: &str) ->
             addr,
             options.advertise_port.unwrap_or(port),
         )),
-        secret_digest: secret::digest(secret),
-    }
-}
-
-/// A fresh root of the cluster's certificates.
-struct Root {
-    ca: RootCa,
-    /// Of the certificate's DER; join tokens carry it.
-    sha256: [u8; 32],
-}
-
-impl Root {
-    fn generate(now: Timestamp) -> Result<Self, rcgen::Error> {
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, ROOT_CN);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // A day back, for nodes whose clocks are late.
-        let begin = now.to_zoned(TimeZone::UTC).date().saturating_sub(1.day());
-        let end = begin.saturating_add(ROOT_YEARS.years());
-        let [begin, end] = [begin, end].map(|date| {
-            let unsigned = |part: i8| u8::try_from(part).expect("months and days are positive");
-            date_time_ymd(
-                date.year().into(),
-                unsigned(date.month()),
-                unsigned(date.day()),
-            )
-        });
-        (params.not_before, params.not_after) = (begin, end);
-        let certificate = params.self_signed(&key)?;
-        Ok(Self {
-            sha256: Sha256::digest(certificate.der()).into(),
-            ca: RootCa {
-                certificate_pem: certificate.pem(),
-                key_pem: key.serialize_pem(),
-            },
-        })
     }
 }
 
@@ -233,14 +189,17 @@ mod tests {
         assert_eq!(credentials.cluster, cluster.id);
         assert_ne!(cluster.data_path.ring_seed, 0);
         assert!(cluster.ca.key_pem.contains("PRIVATE KEY"));
-        assert_eq!(credentials.root_certificate_pem, cluster.ca.certificate_pem);
+        credentials.tls.with(|certificate| {
+            assert_eq!(certificate.roots().pem(), cluster.ca.certificate_pem);
+            assert_eq!(certificate.identity().node, credentials.node);
+            assert_eq!(certificate.identity().role, NodeRole::Manager);
+        });
         assert_ne!(cluster.tokens.worker, cluster.tokens.manager);
 
         let node = state.node(credentials.node).unwrap();
         assert_eq!(node.spec.role, NodeRole::Manager);
         assert_eq!(node.vtep, Ipv4Addr::new(192, 0, 2, 1));
         assert_eq!(node.manager_addr.unwrap().to_string(), "192.0.2.1:2377");
-        assert_eq!(node.secret_digest, secret::digest(&credentials.secret));
         assert_eq!(
             state.network_by_name("ingress").unwrap().vni,
             model::Vni::MESH
@@ -249,12 +208,13 @@ mod tests {
 
     #[test]
     fn tokens_name_the_root_of_their_cluster() {
-        let root = Root::generate(epoch()).unwrap();
-        let cluster = cluster(epoch(), &options(), &root);
+        let sha256 = |root: &RootCa| Roots::from_pem(&root.certificate_pem).unwrap().sha256();
+        let [root, other] = [(); 2].map(|()| ca::new_root(epoch()).unwrap());
+        let cluster = cluster(epoch(), &options(), root.clone()).unwrap();
         for token in [&cluster.tokens.worker, &cluster.tokens.manager] {
             let token: JoinToken = token.parse().unwrap();
-            assert!(token.is_for_root(&root.sha256));
-            assert!(!token.is_for_root(&Root::generate(epoch()).unwrap().sha256));
+            assert!(token.is_for_root(&sha256(&root)));
+            assert!(!token.is_for_root(&sha256(&other)));
         }
     }
 

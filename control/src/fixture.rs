@@ -41,7 +41,6 @@ pub fn node(hostname: &str) -> Node {
         },
         vtep: addr,
         manager_addr: None,
-        secret_digest: [0; 32],
     }
 }
 
@@ -59,6 +58,7 @@ pub fn cluster() -> Cluster {
             key_pem: String::new(),
         },
         data_path: DataPathConfig::default(),
+        revoked: Default::default(),
     }
 }
 

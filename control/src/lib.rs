@@ -1,6 +1,8 @@
 //! The managers: allocator, scheduler, orchestrator, node liveness, dispatcher.
 
+mod access;
 pub mod allocator;
+mod authority;
 mod bootstrap;
 pub mod constraint;
 mod dispatcher;
@@ -14,7 +16,6 @@ pub mod ops;
 pub mod orchestrator;
 mod projection;
 pub mod scheduler;
-mod secret;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]

@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
+use ca::NodeTls;
 use futures::FutureExt;
 use model::{
     Version,
     inspect::NodeRow,
     object::NodeState,
-    rpc::{DispatcherServer, MembershipServer},
+    rpc::{AuthorityServer, DispatcherServer, MembershipServer},
 };
 use store::{Store, StoreConfig, StoreError, WriteError};
 use tokio::net::TcpListener;
@@ -26,6 +27,8 @@ use tonic::service::Routes;
 use tracing::{Instrument, error, error_span, info, warn};
 
 use crate::{
+    access::Access,
+    authority::AuthorityService,
     bootstrap::{self, BootstrapError, InitOptions, NodeCredentials},
     dispatcher::{self, DispatcherService, Hub},
     liveness::Liveness,
@@ -74,6 +77,7 @@ pub struct Manager {
 struct Inner {
     store: Store,
     hub: Arc<Hub>,
+    tls: NodeTls,
     local_addr: SocketAddr,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -111,7 +115,8 @@ impl Manager {
         match created {
             Ok((credentials, _)) => {
                 info!(cluster.id = %credentials.cluster, node.id = %credentials.node, "swarm made");
-                let manager = Self::start(store, listener, local_addr).await?;
+                let tls = credentials.tls.clone();
+                let manager = Self::start(store, tls, listener, local_addr).await?;
                 Ok((manager, credentials))
             }
             Err(error) => {
@@ -124,22 +129,23 @@ impl Manager {
         }
     }
 
-    /// Starts the manager of a cluster that was made earlier.
+    /// Starts the manager of a cluster that was made earlier, on the node that has `tls`.
     ///
     /// # Errors
     /// When the address is taken, the store cannot be opened, or it has no cluster.
-    pub async fn open(config: ManagerConfig) -> Result<Self, ManagerError> {
+    pub async fn open(config: ManagerConfig, tls: NodeTls) -> Result<Self, ManagerError> {
         let (listener, local_addr) = listen(config.listen_addr).await?;
         let store = open_store(&config.state_dir, local_addr).await?;
         if store.state().cluster().is_none() {
             store.shutdown().await;
             return Err(ManagerError::NoCluster(config.state_dir));
         }
-        Self::start(store, listener, local_addr).await
+        Self::start(store, tls, listener, local_addr).await
     }
 
     async fn start(
         store: Store,
+        tls: NodeTls,
         listener: TcpListener,
         local_addr: SocketAddr,
     ) -> Result<Self, ManagerError> {
@@ -153,6 +159,7 @@ impl Manager {
             inner: Arc::new(Inner {
                 store,
                 hub: Arc::default(),
+                tls,
                 local_addr,
                 tasks: TaskTracker::new(),
                 _cancel_on_drop: cancel.clone().drop_guard(),
@@ -167,7 +174,11 @@ impl Manager {
     /// Everything that runs in a manager, besides the store.
     fn start_tasks(&self, liveness: Arc<Liveness>, listener: TcpListener) {
         let Inner {
-            store, hub, cancel, ..
+            store,
+            hub,
+            tls,
+            cancel,
+            ..
         } = &*self.inner;
         let (sink, source) = dispatcher::status_sink();
 
@@ -200,10 +211,24 @@ impl Manager {
             cancel: cancel.clone(),
             sessions: self.inner.tasks.clone(),
         };
-        self.spawn(
-            "server",
-            serve(listener, membership, dispatcher, cancel.clone()),
-        );
+        let authority = AuthorityService {
+            store: store.clone(),
+        };
+        let dispatcher = DispatcherServer::new(dispatcher)
+            .max_decoding_message_size(net::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(net::MESSAGE_BYTES_MAX);
+        let services = Routes::new(MembershipServer::new(membership))
+            .add_service(AuthorityServer::new(authority))
+            .add_service(dispatcher);
+        let access = Arc::new(Access {
+            store: store.clone(),
+        });
+        let served = net::serve(listener, tls.clone(), access, services, cancel.clone());
+        self.spawn("server", async {
+            if let Err(error) = served.await {
+                error!(%error, "the server for other nodes failed");
+            }
+        });
     }
 
     fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
@@ -275,22 +300,6 @@ async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ManagerEr
 
 async fn open_store(dir: &Path, addr: SocketAddr) -> Result<Store, StoreError> {
     Store::open(dir, StoreConfig::alone(addr)).await
-}
-
-/// The services for the other nodes.
-async fn serve(
-    listener: TcpListener,
-    membership: MembershipService,
-    dispatcher: DispatcherService,
-    cancel: CancellationToken,
-) {
-    let dispatcher = DispatcherServer::new(dispatcher)
-        .max_decoding_message_size(net::MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(net::MESSAGE_BYTES_MAX);
-    let services = Routes::new(MembershipServer::new(membership)).add_service(dispatcher);
-    if let Err(error) = net::serve(listener, services, cancel).await {
-        error!(%error, "the server for other nodes failed");
-    }
 }
 
 fn state_name(state: NodeState) -> &'static str {

@@ -1,4 +1,5 @@
-//! Who belongs to the cluster: nodes join with a token, and leave with the secret they were given.
+//! Who belongs to the cluster: nodes join with a token, for which they get a certificate, and leave
+//! with that.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -6,22 +7,29 @@ use std::{
     time::Duration,
 };
 
+use ca::Peer;
 use model::{
     NodeId,
-    object::{Cluster, Meta, Node, NodeState, NodeStatus},
+    object::{Cluster, Meta, Node, NodeState, NodeStatus, Revoked},
     rpc::{JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, Membership},
     spec::{NodeRole, NodeSpec},
 };
+use sha2::{Digest, Sha256};
 use store::{Store, Transaction, WriteError};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use crate::{dispatcher::Hub, drain::DRAIN_DEADLINE, liveness::Liveness, secret};
+use crate::{
+    access::{caller, no_cluster, not_a_member, revoke},
+    authority::{self, certify},
+    dispatcher::Hub,
+    drain::DRAIN_DEADLINE,
+    liveness::Liveness,
+};
 
 /// Between two looks at what the nodes have reached.
 const LEAVE_LOOK: Duration = Duration::from_millis(20);
 
-/// Until a certificate authority signs for them, nodes get a bearer secret at joining.
 #[derive(Clone)]
 pub(crate) struct MembershipService {
     pub(crate) store: Store,
@@ -32,17 +40,17 @@ pub(crate) struct MembershipService {
 #[tonic::async_trait]
 impl Membership for MembershipService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        let remote = request.remote_addr();
+        let remote = request.extensions().get::<Peer>().map(|peer| peer.addr);
         let request = request.into_inner();
         let addr = match request.advertise_addr {
             Some(addr) => usable(addr)?,
             None => address_of(remote)?,
         };
         let vtep = usable(request.data_path_addr.unwrap_or(addr))?;
-        let secret = secret::generate();
+        let key = authority::read(&request.request_pem)?;
         let joined = self
             .store
-            .write(|tx| join(tx, &request, addr, vtep, &secret))
+            .write(|tx| join(tx, &request, &key, addr, vtep))
             .await;
         let (response, _) = joined.map_err(to_status)?;
         self.liveness.expect(response.node, &self.store.state());
@@ -55,11 +63,11 @@ impl Membership for MembershipService {
         &self,
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
-        let request = request.into_inner();
-        let left = self.store.write(|tx| leave(tx, &request)).await;
+        let node = caller(&request)?.node;
+        let left = self.store.write(|tx| leave(tx, node)).await;
         let ((), version) = left.map_err(to_status)?;
-        self.liveness.forget(request.node);
-        self.hub.end_session(request.node);
+        self.liveness.forget(node);
+        self.hub.end_session(node);
         // The node stops its tasks when it has the answer: by then nobody sends to them.
         let unseen = async {
             let mut look = tokio::time::interval(LEAVE_LOOK);
@@ -68,9 +76,9 @@ impl Membership for MembershipService {
             }
         };
         if tokio::time::timeout(DRAIN_DEADLINE, unseen).await.is_err() {
-            warn!(node.id = %request.node, "not every node knows yet that the node leaves");
+            warn!(node.id = %node, "not every node knows yet that the node leaves");
         }
-        info!(node.id = %request.node, "node left");
+        info!(node.id = %node, "node left");
         Ok(Response::new(LeaveResponse {}))
     }
 }
@@ -78,11 +86,10 @@ impl Membership for MembershipService {
 fn join(
     tx: &mut Transaction,
     request: &JoinRequest,
+    key: &ca::Request,
     addr: Ipv4Addr,
     vtep: Ipv4Addr,
-    secret: &str,
 ) -> Result<JoinResponse, Status> {
-    let no_cluster = || Status::unavailable("this manager has no swarm yet; try again");
     let cluster = Arc::clone(tx.state().cluster().ok_or_else(no_cluster)?);
     let role = role(&cluster, &request.token)
         .ok_or_else(|| Status::invalid_argument("invalid join token"))?;
@@ -108,15 +115,14 @@ fn join(
         },
         vtep,
         manager_addr: None,
-        secret_digest: secret::digest(secret),
     };
     let response = JoinResponse {
         node: node.id,
         cluster: cluster.id,
-        secret: secret.to_owned(),
+        certified: certify(&cluster, node.id, role, key, tx.now())
+            .map_err(|error| Status::internal(error.to_string()))?,
         addr,
         vtep,
-        root_certificate_pem: cluster.ca.certificate_pem.clone(),
     };
     tx.put(node).expect("a new id has no older version");
     Ok(response)
@@ -124,28 +130,23 @@ fn join(
 
 /// What a token entitles to; nothing if it is forged, or was valid before a rotation.
 fn role(cluster: &Cluster, token: &str) -> Option<NodeRole> {
-    if secret::same(token, &cluster.tokens.worker) {
+    if is_same(token, &cluster.tokens.worker) {
         Some(NodeRole::Worker)
-    } else if secret::same(token, &cluster.tokens.manager) {
+    } else if is_same(token, &cluster.tokens.manager) {
         Some(NodeRole::Manager)
     } else {
         None
     }
 }
 
-/// The node stays listed as DOWN until it is removed, and its secret is void.
-fn leave(tx: &mut Transaction, request: &LeaveRequest) -> Result<(), Status> {
-    let id = request.node;
-    let Some(stored) = tx.state().node(id) else {
-        return Err(Status::not_found(format!(
-            "node {id} is not a member of this swarm"
-        )));
-    };
-    if stored.secret_digest != secret::digest(&request.secret) {
-        return Err(Status::unauthenticated(format!(
-            "node {id} has another secret"
-        )));
-    }
+/// Compared by digest: how long it takes tells nothing of the token.
+fn is_same(a: &str, b: &str) -> bool {
+    Sha256::digest(a) == Sha256::digest(b)
+}
+
+/// The node stays listed as DOWN until it is removed, and its certificate is void.
+fn leave(tx: &mut Transaction, id: NodeId) -> Result<(), Status> {
+    let stored = tx.state().node(id).ok_or_else(|| not_a_member(id))?;
     if stored.spec.role == NodeRole::Manager {
         return Err(Status::failed_precondition(format!(
             "node {id} is the last manager: the swarm ends with it; use `--force` to leave all the \
@@ -155,7 +156,9 @@ fn leave(tx: &mut Transaction, request: &LeaveRequest) -> Result<(), Status> {
     let mut node = Node::clone(stored);
     node.status.state = NodeState::Down;
     node.status.message = "the node left the swarm".to_owned();
-    node.secret_digest = secret::REVOKED;
+    let mut cluster = Cluster::clone(tx.state().cluster().ok_or_else(no_cluster)?);
+    revoke(&mut cluster, id, Revoked::Membership, tx.now());
+    tx.put(cluster).expect("it was read in this transaction");
     tx.put(node).expect("it was read in this transaction");
     Ok(())
 }

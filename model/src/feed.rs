@@ -286,11 +286,9 @@ pub struct Pin {
 /// Bounds the message: what exceeds it is not found again after a change.
 pub const PINS_PER_NODE_MAX: usize = 32_768;
 
+/// What a node says of itself; which node it is, its certificate says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    pub node: NodeId,
-    /// Proof of identity until certificates carry it.
-    pub secret: String,
     pub description: NodeDescription,
     pub vtep: Ipv4Addr,
     pub applied: Version,

@@ -1,7 +1,11 @@
 //! What the store keeps. Every object has a [`Meta`]; its version is that of the transaction that
 //! wrote it last.
 
-use std::{fmt, net::Ipv4Addr, net::SocketAddrV4};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, SocketAddrV4},
+};
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
@@ -103,6 +107,25 @@ pub struct Cluster {
     pub tokens: JoinTokens,
     pub ca: RootCa,
     pub data_path: DataPathConfig,
+    /// Certificates that are void before their time, by their nodes.
+    #[serde(default)]
+    pub revoked: BTreeMap<NodeId, Revocation>,
+}
+
+/// Voids the certificates of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    pub of: Revoked,
+    /// Those issued up to now are void.
+    pub at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Revoked {
+    /// The node left or was removed: it is nobody any more.
+    Membership,
+    /// The node was demoted: its certificate as a manager counts for nothing.
+    Manager,
 }
 
 /// `SWMTKN-1-<digest of the root certificate, 50 base36>-<secret, 25 base36>`.
@@ -168,8 +191,6 @@ pub struct Node {
     pub vtep: Ipv4Addr,
     /// Where the manager of this node listens, for a manager.
     pub manager_addr: Option<SocketAddrV4>,
-    /// SHA-256 of the secret that the node proves itself with. Certificates take its place.
-    pub secret_digest: [u8; 32],
 }
 
 /// What a node says of itself.

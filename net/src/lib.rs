@@ -3,9 +3,11 @@
 //! secured and how a dead one is noticed.
 
 mod dial;
+mod gate;
 mod serve;
 
-pub use dial::{DialError, dial, dial_lazily};
+pub use dial::{DialError, dial, dial_lazily, refused_certificate};
+pub use gate::Gatekeeper;
 pub use serve::{listen, serve};
 
 use std::time::Duration;

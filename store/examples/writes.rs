@@ -32,7 +32,6 @@ fn node() -> Node {
         },
         vtep: Ipv4Addr::LOCALHOST,
         manager_addr: None,
-        secret_digest: [0; 32],
     }
 }
 

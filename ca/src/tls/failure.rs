@@ -10,7 +10,25 @@ use super::verify::OtherCluster;
 /// What of `error` or its causes TLS is to blame for, as the end of a sentence about a manager.
 /// `None` when TLS had no part in it.
 pub fn reason(error: &(dyn Error + 'static)) -> Option<String> {
-    causes(error).find_map(tls_error).map(sentence)
+    causes(error).find_map(|cause| match tls_error(cause) {
+        Some(error) => Some(sentence(error)),
+        None => alert(cause).map(|alert| sentence(&rustls::Error::AlertReceived(alert))),
+    })
+}
+
+/// HTTP/2 keeps only the text of what went wrong below it.
+fn alert(error: &(dyn Error + 'static)) -> Option<AlertDescription> {
+    let text = error.to_string();
+    let (_, name) = text.rsplit_once("received fatal alert: ")?;
+    [
+        AlertDescription::CertificateExpired,
+        AlertDescription::CertificateUnknown,
+        AlertDescription::BadCertificate,
+        AlertDescription::DecryptError,
+        AlertDescription::UnknownCA,
+    ]
+    .into_iter()
+    .find(|alert| name == format!("{alert:?}"))
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

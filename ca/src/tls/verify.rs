@@ -58,7 +58,7 @@ impl ServerCertVerifier for ManagerVerifier {
         let chain = &self.chain;
         let verified =
             chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
-        let identity = Identity::from_der(end_entity).map_err(|error| other(error))?;
+        let identity = Identity::from_der(end_entity).map_err(other)?;
         match self.cluster {
             Some(cluster) if cluster != identity.cluster => {
                 Err(other(OtherCluster(identity.cluster)))

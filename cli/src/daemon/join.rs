@@ -1,4 +1,7 @@
-//! Joining and leaving over gRPC. The root certificate is checked against the token.
+//! Joining and leaving over gRPC. Who joins learns the root of the cluster's certificates from the
+//! first manager that answers, whoever that is; believes it if it has the digest that the token
+//! names; and hands the token only to a manager that this root vouches for. Its private key stays
+//! with it.
 
 use std::{
     net::{SocketAddr, SocketAddrV4},
@@ -6,25 +9,38 @@ use std::{
 };
 
 use api::{ApiError, Remote};
+use ca::{BACKDATE, CaError, Connector, NodeCertificate, NodeKey, NodeTls, Roots};
 use hyper::StatusCode;
+use jiff::Timestamp;
 use model::{
-    rpc::{JoinRequest, JoinResponse, LeaveRequest, MembershipClient},
+    rpc::{
+        AuthorityClient, JoinRequest, JoinResponse, LeaveRequest, MembershipClient, RootRequest,
+    },
     token::JoinToken,
 };
-use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
-use tracing::warn;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Asks each manager in turn to take this node in; gives the one that did.
+/// A node that was taken in.
+#[derive(Debug)]
+pub struct Joined {
+    /// Who took it in.
+    pub manager: SocketAddrV4,
+    pub response: JoinResponse,
+    pub certificate: NodeCertificate,
+}
+
+/// Asks each manager in turn to take this node in, with `key`, for which `request` asks to be
+/// certified.
 ///
 /// # Errors
 /// A token that is none or for another cluster, a refusal, or no manager in reach.
 pub async fn join(
     remotes: &[Remote],
     request: &JoinRequest,
-) -> Result<(SocketAddrV4, JoinResponse), ApiError> {
+    key: NodeKey,
+) -> Result<Joined, ApiError> {
     // As Docker answers: a bad token is no fault of the request's form.
     let token: JoinToken = request
         .token
@@ -32,10 +48,14 @@ pub async fn join(
         .map_err(|err: model::token::ParseTokenError| ApiError::internal(err.to_string()))?;
     let mut failure = ApiError::invalid("no manager to join was named");
     for remote in remotes {
-        match ask(remote, request).await {
-            Ok((addr, response)) => {
-                check_root(&token, addr, &response).await?;
-                return Ok((addr, response));
+        match ask(remote, &token, request).await {
+            Ok((manager, response)) => {
+                let certificate = certificate(manager, &response, key)?;
+                return Ok(Joined {
+                    manager,
+                    response,
+                    certificate,
+                });
             }
             Err(Failed::Unreachable(err)) => failure = err,
             Err(Failed::Refused(err)) => return Err(err),
@@ -44,19 +64,56 @@ pub async fn join(
     Err(failure)
 }
 
+/// What the manager made of the key.
+fn certificate(
+    manager: SocketAddrV4,
+    response: &JoinResponse,
+    key: NodeKey,
+) -> Result<NodeCertificate, ApiError> {
+    let certified = &response.certified;
+    let make = || -> Result<_, CaError> {
+        let roots = Roots::from_pem(&certified.roots_pem)?;
+        NodeCertificate::new(key, &certified.chain_pem, roots)
+    };
+    let certificate = make().map_err(|err| {
+        ApiError::internal(format!("manager {manager} gave a wrong certificate: {err}"))
+    })?;
+    check_clock(manager, &certificate, Timestamp::now())?;
+    Ok(certificate)
+}
+
+/// A fresh certificate that is not valid here shows that one of the clocks is wrong.
+fn check_clock(
+    manager: SocketAddrV4,
+    certificate: &NodeCertificate,
+    now: Timestamp,
+) -> Result<(), ApiError> {
+    let identity = certificate.identity();
+    if identity.issued_at - BACKDATE <= now && now <= identity.not_after {
+        return Ok(());
+    }
+    Err(ApiError::internal(format!(
+        "the clock of this node says {now}, that of manager {manager} {}: certificates do not \
+         work so far apart; set the clock that is wrong, and join again",
+        identity.issued_at
+    )))
+}
+
 /// Tells the managers that this node is gone.
 ///
 /// # Errors
 /// In words, when none could be told.
-pub async fn leave(managers: &[SocketAddrV4], request: &LeaveRequest) -> Result<(), String> {
+pub async fn leave(managers: &[SocketAddrV4], tls: &NodeTls) -> Result<(), String> {
+    let connector = Connector::member(tls);
     let mut failure = "no manager is known".to_owned();
     for addr in managers {
         let told = async {
-            let channel = net::dial(*addr).await.map_err(|err| err.to_string())?;
-            MembershipClient::new(channel)
-                .leave(request.clone())
-                .await
-                .map_err(|status| status.message().to_owned())
+            let channel = net::dial(&connector, *addr).await;
+            let mut client = MembershipClient::new(channel.map_err(|err| err.to_string())?);
+            let left = client.leave(LeaveRequest {}).await;
+            left.map_err(|status| {
+                net::refused_certificate(&status).unwrap_or_else(|| status.message().to_owned())
+            })
         };
         match tokio::time::timeout(CALL_TIMEOUT, told).await {
             Ok(Ok(_)) => return Ok(()),
@@ -76,23 +133,54 @@ enum Failed {
 
 async fn ask(
     remote: &Remote,
+    token: &JoinToken,
     request: &JoinRequest,
 ) -> Result<(SocketAddrV4, JoinResponse), Failed> {
     let addr = look_up(remote).await.map_err(Failed::Unreachable)?;
-    let failed = |text: String| Failed::Unreachable(ApiError::unavailable(text));
-    let channel = net::dial(addr)
-        .await
-        .map_err(|err| failed(err.to_string()))?;
+    let root = fetch_root(addr, token).await?;
+    let connector = Connector::joiner(&root).map_err(|err| broken(&err))?;
+    let channel = net::dial(&connector, addr).await.map_err(unreachable)?;
     let mut client = MembershipClient::new(channel);
-    match tokio::time::timeout(CALL_TIMEOUT, client.join(request.clone())).await {
+    let response = in_time(addr, client.join(request.clone())).await?;
+    Ok((addr, response.into_inner()))
+}
+
+/// The cluster's root, when it is the one that the token was made for.
+async fn fetch_root(addr: SocketAddrV4, token: &JoinToken) -> Result<Roots, Failed> {
+    let connector = Connector::unverified().map_err(|err| broken(&err))?;
+    let channel = net::dial(&connector, addr).await.map_err(unreachable)?;
+    let mut client = AuthorityClient::new(channel);
+    let response = in_time(addr, client.root(RootRequest {})).await?;
+    Roots::named_by(token, &response.get_ref().certificate_pem).map_err(|_| {
+        Failed::Refused(ApiError::internal(format!(
+            "manager {addr} shows another root certificate than the token was made for: it may be \
+             an impostor; compare the token with `swarmnet join-token worker` on a manager that \
+             you trust"
+        )))
+    })
+}
+
+async fn in_time<T>(
+    addr: SocketAddrV4,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Failed> {
+    let failed = |text: String| Failed::Unreachable(ApiError::unavailable(text));
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Err(_) => Err(failed(format!("manager {addr} does not answer"))),
         Ok(Err(status)) if status.code() == Code::Unavailable => Err(failed(format!(
             "manager {addr} cannot take this node in: {}",
             status.message()
         ))),
-        Ok(Err(status)) => Err(Failed::Refused(refusal(&status))),
-        Ok(Ok(response)) => Ok((addr, response.into_inner())),
+        Ok(answer) => answer.map_err(|status| Failed::Refused(refusal(&status))),
     }
+}
+
+fn unreachable(err: net::DialError) -> Failed {
+    Failed::Unreachable(ApiError::unavailable(err.to_string()))
+}
+
+fn broken(err: &CaError) -> Failed {
+    Failed::Refused(ApiError::internal(err.to_string()))
 }
 
 async fn look_up(remote: &Remote) -> Result<SocketAddrV4, ApiError> {
@@ -120,49 +208,27 @@ fn refusal(status: &Status) -> ApiError {
     }
 }
 
-/// Leaves again what turns out to be another cluster than the token's.
-async fn check_root(
-    token: &JoinToken,
-    addr: SocketAddrV4,
-    response: &JoinResponse,
-) -> Result<(), ApiError> {
-    if is_root_of(token, &response.root_certificate_pem) {
-        return Ok(());
-    }
-    let request = LeaveRequest {
-        node: response.node,
-        secret: response.secret.clone(),
-    };
-    if let Err(err) = leave(&[addr], &request).await {
-        warn!(manager.addr = %addr, "cannot leave a cluster with another root: {err}");
-    }
-    Err(ApiError::internal(format!(
-        "manager {addr} shows another root certificate than the token was made for: it may be an \
-         impostor; compare the token with `swarmnet join-token worker` on a manager that you trust"
-    )))
-}
-
-fn is_root_of(token: &JoinToken, pem: &str) -> bool {
-    pem::parse(pem).is_ok_and(|root| token.is_for_root(&Sha256::digest(root.contents()).into()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn root_is_checked_by_the_digest_of_its_der() {
-        let root = pem::encode(&pem::Pem::new("CERTIFICATE", b"der bytes".to_vec()));
-        let token = JoinToken::generate(&Sha256::digest(b"der bytes").into());
-        assert!(is_root_of(&token, &root));
-        let other = JoinToken::generate(&Sha256::digest(b"other bytes").into());
-        assert!(!is_root_of(&other, &root));
-        assert!(!is_root_of(&token, "no certificate"));
+    fn a_certificate_that_is_not_valid_yet_or_any_more_blames_the_clocks() {
+        let manager = "192.0.2.1:2377".parse().unwrap();
+        let certificate = super::super::certificates::tests::certificate();
+        let now = certificate.identity().issued_at;
+        check_clock(manager, &certificate, now).unwrap();
+        for hours in [-2, 25] {
+            let wrong = now + jiff::SignedDuration::from_hours(hours);
+            let err = check_clock(manager, &certificate, wrong).unwrap_err();
+            assert!(err.message.contains("set the clock"), "{err}");
+        }
     }
 
     fn request(token: &str) -> JoinRequest {
         JoinRequest {
             token: token.to_owned(),
+            request_pem: String::new(),
             description: Default::default(),
             advertise_addr: None,
             data_path_addr: None,
@@ -170,9 +236,15 @@ mod tests {
         }
     }
 
+    fn key() -> NodeKey {
+        NodeKey::generate().unwrap()
+    }
+
     #[tokio::test]
     async fn bad_token_is_refused_before_anyone_is_asked() {
-        let err = join(&[], &request("SWMTKN-1-x-y")).await.unwrap_err();
+        let err = join(&[], &request("SWMTKN-1-x-y"), key())
+            .await
+            .unwrap_err();
         assert_eq!(err, ApiError::internal("invalid join token"));
     }
 
@@ -189,7 +261,7 @@ mod tests {
             host: "127.0.0.1".to_owned(),
             port,
         };
-        let err = join(&[remote], &request(&token)).await.unwrap_err();
+        let err = join(&[remote], &request(&token), key()).await.unwrap_err();
         assert!(err.message.contains(&format!("127.0.0.1:{port}")), "{err}");
         assert!(err.message.contains("refused"), "{err}");
     }

@@ -1,8 +1,8 @@
 //! Who this node is, as its disk keeps it.
 
 use std::{
-    fs::{self, File},
-    io::{ErrorKind, Write},
+    fs,
+    io::ErrorKind,
     net::{SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
 };
@@ -10,14 +10,13 @@ use std::{
 use agent::Credentials;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
+
+use super::private;
 
 /// A node's membership in its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub credentials: Credentials,
-    /// The cluster's root, checked against the join token.
-    pub root_certificate_pem: String,
     /// On managers only.
     pub manager: Option<ManagerAddrs>,
 }
@@ -41,31 +40,18 @@ impl Member {
     /// A file that cannot be read or is not ours.
     pub fn load(state_dir: &Path) -> Result<Option<Self>> {
         let path = Self::path(state_dir);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(err) => return Err(err).with_context(|| format!("cannot read {}", path.display())),
+        let Some(bytes) = private::read(&path)? else {
+            return Ok(None);
         };
         serde_json::from_slice(&bytes)
             .map(Some)
             .with_context(|| format!("{} is damaged", path.display()))
     }
 
-    /// Whole or not at all, with mode 0600: it holds the node's secret.
-    ///
     /// # Errors
     /// Names the path.
     pub fn save(&self, state_dir: &Path) -> Result<()> {
-        let path = Self::path(state_dir);
-        let bytes = serde_json::to_vec_pretty(self)?;
-        let write = || -> std::io::Result<()> {
-            let mut file = NamedTempFile::new_in(state_dir)?;
-            file.write_all(&bytes)?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            File::open(state_dir)?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        private::write(&Self::path(state_dir), &serde_json::to_vec_pretty(self)?)
     }
 
     /// # Errors
@@ -93,12 +79,10 @@ mod tests {
             credentials: Credentials {
                 node: model::NodeId::generate(),
                 cluster: model::ClusterId::generate(),
-                secret: "s3cret".to_owned(),
                 addr: *addr.ip(),
                 vtep: *addr.ip(),
                 managers: vec![addr],
             },
-            root_certificate_pem: "pem".to_owned(),
             manager: Some(ManagerAddrs {
                 listen: "0.0.0.0:2377".parse().unwrap(),
                 advertised: addr,

@@ -1,10 +1,12 @@
 //! `swarmnet agent`: the daemon of a node. It serves the API on its socket, and runs the node's
 //! agent, and on managers the control plane, once the node is in a cluster.
 //!
-//! On disk, below `--state-dir`: `member.json` (who the node is, mode 0600), `agent/`, `manager/`,
-//! and `lock`, held while the daemon runs.
+//! On disk, below `--state-dir`: `member.json` (who the node is), `certificates/` (its key and
+//! certificate, the roots that it trusts), `agent/`, `manager/`, and `lock`, held while the daemon
+//! runs. Files have mode 0600, directories 0700.
 
 mod addresses;
+mod certificates;
 mod config;
 mod description;
 mod join;
@@ -12,6 +14,7 @@ mod lock;
 mod member;
 mod node;
 mod ports;
+mod private;
 
 use std::sync::Arc;
 

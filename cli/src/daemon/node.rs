@@ -15,12 +15,14 @@ use api::{
     ApiError, Host, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus, MemberState,
     PortUser, RemoteManager,
 };
+use ca::{CaError, NodeKey, NodeTls};
 use control::{InitOptions, Manager, ManagerConfig, ManagerError, NodeCredentials};
+use jiff::Timestamp;
 use model::{
     NodeId,
     inspect::{Table, TraceAnswer, TraceQuery},
     object::NodeDescription,
-    rpc::{JoinRequest, LeaveRequest, MANAGER_PORT},
+    rpc::{JoinRequest, MANAGER_PORT},
     spec::Protocol,
 };
 use tokio::sync::RwLock;
@@ -29,9 +31,10 @@ use tracing::{info, warn};
 
 use super::{
     addresses::{self, AddrError, LocalAddr},
+    certificates::Certificates,
     config::DaemonConfig,
     description::description,
-    join,
+    join::{self, Joined},
     member::{ManagerAddrs, Member},
     ports,
 };
@@ -48,8 +51,15 @@ pub struct Node {
 
 #[derive(Default)]
 struct Seen {
-    member: Option<Member>,
+    member: Option<Membership>,
     manager: Option<Manager>,
+}
+
+/// Who the node is in its cluster, and its proof.
+#[derive(Debug, Clone)]
+struct Membership {
+    member: Member,
+    tls: NodeTls,
 }
 
 impl Node {
@@ -71,11 +81,16 @@ impl Node {
             info!("this node is in no cluster yet");
             return Ok(());
         };
-        let manager = match member.manager {
-            Some(addrs) => Some(Manager::open(self.manager_config(addrs.listen)).await?),
+        let tls = NodeTls::new(self.certificates().load()?)?;
+        let member = Membership { member, tls };
+        let manager = match member.member.manager {
+            Some(addrs) => {
+                let config = self.manager_config(addrs.listen);
+                Some(Manager::open(config, member.tls.clone()).await?)
+            }
             None => None,
         };
-        let started = self.start_agent(&member.credentials).await;
+        let started = self.start_agent(&member).await;
         // Known even when the agent failed: then the manager is stopped in order.
         self.see(Some(member), manager);
         *agent = Some(started?);
@@ -99,8 +114,12 @@ impl Node {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn see(&self, member: Option<Member>, manager: Option<Manager>) {
+    fn see(&self, member: Option<Membership>, manager: Option<Manager>) {
         *self.seen() = Seen { member, manager };
+    }
+
+    fn certificates(&self) -> Certificates {
+        Certificates::new(&self.config.state_dir)
     }
 
     fn manager_config(&self, listen_addr: SocketAddr) -> ManagerConfig {
@@ -110,7 +129,7 @@ impl Node {
         }
     }
 
-    async fn start_agent(&self, credentials: &Credentials) -> Result<Agent> {
+    async fn start_agent(&self, membership: &Membership) -> Result<Agent> {
         let config = AgentConfig {
             state_dir: self.config.agent_dir(),
             run_dir: self.config.run_dir.clone(),
@@ -122,7 +141,8 @@ impl Node {
             shim: self.config.shim.clone(),
             description: description(),
         };
-        Agent::start(config, credentials.clone(), CancellationToken::new())
+        let Membership { member, tls } = membership.clone();
+        Agent::start(config, member.credentials, tls, CancellationToken::new())
             .await
             .context("the agent does not start")
     }
@@ -149,7 +169,7 @@ impl Node {
         match self.enter(&member).await {
             Ok(started) => {
                 *agent = Some(started);
-                let node = member.credentials.node;
+                let node = member.member.credentials.node;
                 self.see(Some(member), Some(manager));
                 Ok(node)
             }
@@ -170,26 +190,17 @@ impl Node {
         if let Some(vtep) = data_path.or(advertise) {
             addresses::check_local(vtep, &have).map_err(invalid_addr)?;
         }
+        let key = NodeKey::generate().map_err(no_key)?;
         let request = JoinRequest {
             token: params.token,
+            request_pem: key.request().map_err(no_key)?,
             description: description(),
             advertise_addr: advertise,
             data_path_addr: data_path,
             availability: params.availability,
         };
-        let (remote, response) = join::join(&params.remotes, &request).await?;
-        let member = Member {
-            credentials: Credentials {
-                node: response.node,
-                cluster: response.cluster,
-                secret: response.secret,
-                addr: response.addr,
-                vtep: response.vtep,
-                managers: vec![remote],
-            },
-            root_certificate_pem: response.root_certificate_pem,
-            manager: None,
-        };
+        let joined = join::join(&params.remotes, &request, key).await?;
+        let member = joined_member(joined)?;
         match self.enter(&member).await {
             Ok(started) => {
                 *agent = Some(started);
@@ -197,17 +208,20 @@ impl Node {
                 Ok(())
             }
             Err(err) => {
-                tell_managers(&member.credentials).await;
+                tell_managers(&member).await;
                 Err(self.undo_files(err))
             }
         }
     }
 
     /// Keeps the membership and starts the agent.
-    async fn enter(&self, member: &Member) -> Result<Agent, ApiError> {
+    async fn enter(&self, membership: &Membership) -> Result<Agent, ApiError> {
         let entered = async {
-            member.save(&self.config.state_dir)?;
-            self.start_agent(&member.credentials).await
+            let saved = |certificate: &_| self.certificates().save(certificate);
+            membership.tls.with(saved)?;
+            // Last: without it the rest counts for nothing.
+            membership.member.save(&self.config.state_dir)?;
+            self.start_agent(membership).await
         };
         entered
             .await
@@ -218,6 +232,7 @@ impl Node {
     fn undo_files(&self, err: ApiError) -> ApiError {
         let undone = Member::forget(&self.config.state_dir)
             .map_err(|err| ApiError::internal(format!("{err:#}")))
+            .and_then(|()| remove_dir(self.certificates().dir()))
             .and_then(|()| remove_dir(&self.config.manager_dir()))
             .and_then(|()| remove_dir(&self.config.agent_dir()));
         if let Err(undone) = undone {
@@ -241,9 +256,9 @@ impl Node {
         let Some(member) = self.seen().member.clone() else {
             return Err(ApiError::unavailable("This node is not part of a swarm"));
         };
-        if member.manager.is_none() {
+        if member.member.manager.is_none() {
             // Before the tasks stop, so that the others stop sending to them first.
-            tell_managers(&member.credentials).await;
+            tell_managers(&member).await;
         }
         let left = match agent.take() {
             Some(agent) => agent.leave().await,
@@ -255,9 +270,10 @@ impl Node {
         }
         self.see(None, None);
         let forgotten = Member::forget(&self.config.state_dir);
+        remove_dir(self.certificates().dir())?;
         remove_dir(&self.config.manager_dir())?;
         remove_dir(&self.config.agent_dir())?;
-        info!(node.id = %member.credentials.node, "left the cluster");
+        info!(node.id = %member.member.credentials.node, "left the cluster");
         left.context("this node left the swarm, but not everything of it could be removed")
             .and(forgotten)
             .map_err(|err| ApiError::internal(format!("{err:#}")))
@@ -265,14 +281,15 @@ impl Node {
 }
 
 /// A manager that cannot be told finds out by the missing heartbeats.
-async fn tell_managers(credentials: &Credentials) {
-    let request = LeaveRequest {
-        node: credentials.node,
-        secret: credentials.secret.clone(),
-    };
-    if let Err(err) = join::leave(&credentials.managers, &request).await {
+async fn tell_managers(membership: &Membership) {
+    let managers = &membership.member.credentials.managers;
+    if let Err(err) = join::leave(managers, &membership.tls).await {
         warn!("cannot tell the managers that this node leaves: {err}");
     }
+}
+
+fn no_key(err: CaError) -> ApiError {
+    ApiError::internal(err.to_string())
 }
 
 /// The addresses of a new cluster's first node.
@@ -340,28 +357,44 @@ fn first_member(
     credentials: NodeCredentials,
     listen: SocketAddr,
     advertise_port: Option<u16>,
-) -> Member {
+) -> Membership {
     // The agent beside it reaches it without leaving the node.
     let near = match listen.ip() {
         IpAddr::V4(addr) if !addr.is_unspecified() => addr,
         _ => Ipv4Addr::LOCALHOST,
     };
     let advertise_port = advertise_port.unwrap_or(listen.port());
-    Member {
+    let member = Member {
         manager: Some(ManagerAddrs {
             listen,
             advertised: SocketAddrV4::new(credentials.addr, advertise_port),
         }),
-        root_certificate_pem: credentials.root_certificate_pem,
         credentials: Credentials {
             node: credentials.node,
             cluster: credentials.cluster,
-            secret: credentials.secret,
             addr: credentials.addr,
             vtep: credentials.vtep,
             managers: vec![SocketAddrV4::new(near, listen.port())],
         },
-    }
+    };
+    let tls = credentials.tls;
+    Membership { member, tls }
+}
+
+fn joined_member(joined: Joined) -> Result<Membership, ApiError> {
+    let response = joined.response;
+    let member = Member {
+        credentials: Credentials {
+            node: response.node,
+            cluster: response.cluster,
+            addr: response.addr,
+            vtep: response.vtep,
+            managers: vec![joined.manager],
+        },
+        manager: None,
+    };
+    let tls = NodeTls::new(joined.certificate).map_err(no_key)?;
+    Ok(Membership { member, tls })
 }
 
 fn remove_dir(path: &Path) -> Result<(), ApiError> {
@@ -374,8 +407,8 @@ fn remove_dir(path: &Path) -> Result<(), ApiError> {
     }
 }
 
-fn status(member: Option<&Member>) -> LocalStatus {
-    let Some(member) = member else {
+fn status(membership: Option<&Membership>) -> LocalStatus {
+    let Some(Membership { member, tls }) = membership else {
         return LocalStatus::default();
     };
     let credentials = &member.credentials;
@@ -401,7 +434,9 @@ fn status(member: Option<&Member>) -> LocalStatus {
         node: Some(credentials.node),
         addr: Some(credentials.addr),
         remote_managers,
-        error: None,
+        error: tls
+            .with(|own| own.identity().expired(Timestamp::now()))
+            .map(ca::expired),
     }
 }
 
@@ -518,15 +553,14 @@ mod tests {
         let credentials = NodeCredentials {
             node: NodeId::generate(),
             cluster: model::ClusterId::generate(),
-            secret: String::new(),
             addr: [192, 0, 2, 1].into(),
             vtep: [192, 0, 2, 1].into(),
-            root_certificate_pem: String::new(),
+            tls: NodeTls::new(super::super::certificates::tests::certificate()).unwrap(),
         };
         let node = credentials.node;
-        let member = first_member(credentials, "0.0.0.0:2377".parse().unwrap(), Some(9));
+        let mut member = first_member(credentials, "0.0.0.0:2377".parse().unwrap(), Some(9));
         assert_eq!(
-            member.credentials.managers,
+            member.member.credentials.managers,
             ["127.0.0.1:2377".parse().unwrap()]
         );
         let manager = status(Some(&member));
@@ -538,10 +572,8 @@ mod tests {
             manager.remote_managers[0].addr,
             "192.0.2.1:9".parse().unwrap()
         );
-        let worker = status(Some(&Member {
-            manager: None,
-            ..member
-        }));
+        member.member.manager = None;
+        let worker = status(Some(&member));
         assert_eq!(worker.state, MemberState::Worker);
     }
 }

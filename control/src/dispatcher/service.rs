@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{hub::Hub, session, statuses::StatusSink};
-use crate::liveness::Liveness;
+use crate::{access::caller, liveness::Liveness};
 
 /// Messages on their way to an agent; its session waits when it is full.
 const OUTBOX_MAX: usize = 16;
@@ -45,9 +45,10 @@ impl Dispatcher for DispatcherService {
         if self.cancel.is_cancelled() {
             return Err(session::stopping());
         }
+        let caller = caller(&request)?;
         let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
-        self.sessions
-            .spawn(session::run(self.clone(), request.into_inner(), outbox));
+        let session = session::run(self.clone(), caller, request.into_inner(), outbox);
+        self.sessions.spawn(session);
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }

@@ -1,7 +1,9 @@
 //! One agent's session.
 
-use std::{borrow::Cow, collections::BTreeSet, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
+use ca::Identity;
+use jiff::{SignedDuration, Timestamp};
 use model::{
     NetworkId, NodeId, TaskId, Version,
     feed::{AgentMessage, Hello, ManagerMessage, TaskStatusUpdate, Update, ViewKey},
@@ -19,9 +21,9 @@ use super::{
     service::DispatcherService,
 };
 use crate::{
+    access::{expired, is_member, not_a_member},
     liveness::{cluster_period, grace, session_period},
     projection::{Projection, Touch, networks_of_node},
-    secret,
 };
 
 /// For an agent's first message.
@@ -29,6 +31,9 @@ const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// Heartbeats in a row that may tell of another view than the one sent: an update may be applied
 /// while a heartbeat is on its way.
 const DRIFT_MAX: u32 = 2;
+
+/// Between two looks at the wall clock, which may be set.
+const CLOCK_LOOK: SignedDuration = SignedDuration::from_mins(5);
 
 type Outbox = mpsc::Sender<Result<ManagerMessage, Status>>;
 
@@ -39,13 +44,14 @@ pub(crate) fn stopping() -> Status {
 /// Serves one session to its end, and tells the agent why it ended.
 pub(crate) async fn run(
     service: DispatcherService,
+    caller: Arc<Identity>,
     mut inbound: Streaming<AgentMessage>,
     outbox: Outbox,
 ) {
     let refusal = match greet(&service, &mut inbound).await {
         Ok(hello) => {
-            let span = info_span!("session", node.id = %hello.node);
-            serve(service, hello, inbound, &outbox)
+            let span = info_span!("session", node.id = %caller.node);
+            serve(service, &caller, hello, inbound, &outbox)
                 .instrument(span)
                 .await
         }
@@ -57,7 +63,7 @@ pub(crate) async fn run(
     }
 }
 
-/// The agent's hello, once it has proved who it is.
+/// The agent's hello.
 async fn greet(
     service: &DispatcherService,
     inbound: &mut Streaming<AgentMessage>,
@@ -71,37 +77,22 @@ async fn greet(
     let Some(AgentMessage::Hello(hello)) = first else {
         return Err(Status::invalid_argument("a session begins with a hello"));
     };
-    admit(&service.store.state(), &hello)?;
     Ok(*hello)
-}
-
-fn admit(state: &State, hello: &Hello) -> Result<(), Status> {
-    let node = hello.node;
-    let stored = state.node(node).ok_or_else(|| not_a_member(node))?;
-    if stored.secret_digest != secret::digest(&hello.secret) {
-        return Err(Status::unauthenticated(format!(
-            "node {node} has another secret; join the swarm again"
-        )));
-    }
-    Ok(())
-}
-
-fn not_a_member(node: NodeId) -> Status {
-    Status::not_found(format!(
-        "node {node} is not a member of this swarm; join it again"
-    ))
 }
 
 /// Returns what the agent is to be told at the end, if it is still there.
 async fn serve(
     service: DispatcherService,
+    caller: &Identity,
     hello: Hello,
     inbound: Streaming<AgentMessage>,
     outbox: &Outbox,
 ) -> Option<Status> {
+    let node = caller.node;
     let heartbeat = Heartbeat::new(&service.store.state());
-    service.liveness.beat(hello.node, grace(heartbeat.session));
-    let version = match service.store.write(|tx| mark_ready(tx, &hello)).await {
+    service.liveness.beat(node, grace(heartbeat.session));
+    let marked = service.store.write(|tx| mark_ready(tx, caller, &hello));
+    let version = match marked.await {
         Ok((_, version)) => version,
         Err(store::WriteError::Refused(status)) => return Some(status),
         Err(error) => return Some(Status::unavailable(error.to_string())),
@@ -109,8 +100,8 @@ async fn serve(
     info!(node.hostname = hello.description.hostname, feed.applied = %hello.applied,
         "session begins");
     let mut session = Session {
-        seat: service.hub.seat(hello.node, &service.cancel),
-        node: hello.node,
+        seat: service.hub.seat(node, &service.cancel),
+        node,
         since: version,
         heartbeat,
         service,
@@ -124,7 +115,7 @@ async fn serve(
         drift: 0,
     };
     let end = match session.welcome().await {
-        Ok(()) => session.converse(inbound).await,
+        Ok(()) => session.converse(caller, inbound).await,
         Err(end) => end,
     };
     match end {
@@ -140,12 +131,10 @@ async fn serve(
 }
 
 /// The node is READY at once, and what it says of itself is taken over.
-fn mark_ready(tx: &mut Transaction, hello: &Hello) -> Result<(), Status> {
-    admit(tx.state(), hello)?;
-    let stored = tx
-        .state()
-        .node(hello.node)
-        .ok_or_else(|| not_a_member(hello.node))?;
+fn mark_ready(tx: &mut Transaction, caller: &Identity, hello: &Hello) -> Result<(), Status> {
+    // It may have left since the gate let it in.
+    is_member(caller, tx.state())?;
+    let stored = tx.state().node(caller.node).expect("it is a member");
     let mut node = Node::clone(stored);
     node.description = hello.description.clone();
     node.vtep = hello.vtep;
@@ -172,6 +161,18 @@ impl Heartbeat {
             cluster,
             session: session_period(cluster),
         }
+    }
+}
+
+/// Returns at the time of the wall clock, or somewhat later when that is set meanwhile.
+async fn until(time: Timestamp) {
+    loop {
+        let left = time.duration_since(Timestamp::now());
+        if left <= SignedDuration::ZERO {
+            return;
+        }
+        let left = left.min(CLOCK_LOOK).unsigned_abs();
+        tokio::time::sleep(left).await;
     }
 }
 
@@ -218,7 +219,7 @@ impl Session<'_> {
         self.welcome().await
     }
 
-    async fn converse(&mut self, mut inbound: Streaming<AgentMessage>) -> End {
+    async fn converse(&mut self, caller: &Identity, mut inbound: Streaming<AgentMessage>) -> End {
         let stop = self.seat.stop.clone();
         let is_stopping = self.service.cancel.clone();
         tokio::select! {
@@ -229,6 +230,7 @@ impl Session<'_> {
                     "the node began another session, left, or missed its heartbeats",
                 ),
             }),
+            () = until(caller.not_after) => End::Refused(expired(caller)),
             end = self.exchange(&mut inbound) => end,
         }
     }

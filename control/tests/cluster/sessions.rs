@@ -10,7 +10,7 @@ use model::{
     EndpointId, TaskId, TaskState, Version,
     feed::{AgentMessage, BackendState, NodeView, Pin, ViewKey},
     object::NodeState,
-    rpc::{LeaveRequest, MembershipClient},
+    rpc::{DispatcherClient, LeaveRequest, MembershipClient},
     token::JoinToken,
 };
 use swarmnet_control::{BootstrapError, Manager, ManagerError};
@@ -380,32 +380,10 @@ async fn forged_and_rotated_tokens_are_refused() {
 }
 
 #[tokio::test]
-async fn a_session_needs_a_known_node_its_secret_and_a_hello() {
+async fn a_session_begins_with_a_hello() {
     let mut cluster = Cluster::new().await;
     let node = cluster.join().await;
-    let wrong = Credentials {
-        secret: cluster.first.secret.clone(),
-        ..node.clone()
-    };
-    assert_eq!(
-        cluster.connect(&wrong).await.end().await.code(),
-        Code::Unauthenticated
-    );
-    let unknown = Credentials {
-        id: model::NodeId::generate(),
-        ..node.clone()
-    };
-    assert_eq!(
-        cluster.connect(&unknown).await.end().await.code(),
-        Code::NotFound
-    );
-    let state = cluster.state().node(node.id).unwrap().status.state;
-    assert_eq!(state, NodeState::Unknown);
-
-    let twice = cluster.connect(&node).await;
-    twice.until("peers", |view| !view.peers.is_empty()).await;
-    let url = format!("http://{}", cluster.manager.local_addr());
-    let mut client = model::rpc::DispatcherClient::connect(url).await.unwrap();
+    let mut client = DispatcherClient::new(node.dial(cluster.manager.local_addr()).await);
     let ack = AgentMessage::Ack {
         version: Version(1),
     };
@@ -416,6 +394,8 @@ async fn a_session_needs_a_known_node_its_secret_and_a_hello() {
         .into_inner();
     let refused = in_time("refusal", session.message()).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
+    let state = cluster.state().node(node.id).unwrap().status.state;
+    assert_eq!(state, NodeState::Unknown);
 }
 
 #[tokio::test]
@@ -477,37 +457,21 @@ async fn a_node_that_left_is_down_and_cannot_come_back() {
     let node = cluster.join().await;
     let agent = cluster.connect(&node).await;
     agent.until("peers", |view| view.peers.len() == 2).await;
-    let url = format!("http://{}", cluster.manager.local_addr());
-    let mut client = MembershipClient::connect(url).await.unwrap();
-
-    let forged = LeaveRequest {
-        node: node.id,
-        secret: "guess".to_owned(),
-    };
+    let addr = cluster.manager.local_addr();
+    let mut manager = MembershipClient::new(cluster.first.dial(addr).await);
     assert_eq!(
-        client.leave(forged).await.unwrap_err().code(),
-        Code::Unauthenticated
-    );
-    let manager = LeaveRequest {
-        node: cluster.first.id,
-        secret: cluster.first.secret.clone(),
-    };
-    assert_eq!(
-        client.leave(manager).await.unwrap_err().code(),
+        manager.leave(LeaveRequest {}).await.unwrap_err().code(),
         Code::FailedPrecondition
     );
 
-    let leave = LeaveRequest {
-        node: node.id,
-        secret: node.secret.clone(),
-    };
-    client.leave(leave).await.unwrap();
+    let mut client = MembershipClient::new(node.dial(addr).await);
+    client.leave(LeaveRequest {}).await.unwrap();
     assert_eq!(agent.end().await.code(), Code::Aborted);
     let state = cluster.state().node(node.id).unwrap().status.state;
     assert_eq!(state, NodeState::Down);
     assert_eq!(
         cluster.connect(&node).await.end().await.code(),
-        Code::Unauthenticated
+        Code::NotFound
     );
 }
 
@@ -527,9 +491,10 @@ async fn a_node_that_is_removed_loses_its_session() {
 async fn a_directory_without_a_swarm_is_no_manager_and_one_with_is_no_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::new().await;
+    let tls = cluster.first.tls.clone();
     let mut empty = cluster.config();
     empty.state_dir = dir.path().join("empty");
-    let refused = Manager::open(empty.clone()).await.unwrap_err();
+    let refused = Manager::open(empty.clone(), tls.clone()).await.unwrap_err();
     assert!(matches!(refused, ManagerError::NoCluster(_)), "{refused}");
     // Nothing is left behind that a new swarm would trip over.
     let (second, _) = Manager::bootstrap(empty, init_options()).await.unwrap();
@@ -537,7 +502,7 @@ async fn a_directory_without_a_swarm_is_no_manager_and_one_with_is_no_new_one() 
 
     let mut taken = cluster.config();
     taken.listen_addr = cluster.manager.local_addr();
-    let refused = Manager::open(taken).await.unwrap_err();
+    let refused = Manager::open(taken, tls.clone()).await.unwrap_err();
     assert!(matches!(refused, ManagerError::Listen { .. }), "{refused}");
 
     let id = cluster.state().cluster().unwrap().id;
@@ -549,7 +514,7 @@ async fn a_directory_without_a_swarm_is_no_manager_and_one_with_is_no_new_one() 
         panic!("{refused}");
     };
     assert!(matches!(refused, BootstrapError::AlreadyInitialised));
-    let manager = Manager::open(cluster.config()).await.unwrap();
+    let manager = Manager::open(cluster.config(), tls).await.unwrap();
     assert_eq!(manager.store().state().cluster().unwrap().id, id);
     manager.shutdown().await;
 }

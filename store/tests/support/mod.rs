@@ -44,6 +44,7 @@ pub fn cluster(snapshot_interval: u64) -> Cluster {
             key_pem: String::new(),
         },
         data_path: DataPathConfig::default(),
+        revoked: Default::default(),
     }
 }
 
@@ -60,7 +61,6 @@ pub fn node(id: u128) -> Node {
         },
         vtep: Ipv4Addr::LOCALHOST,
         manager_addr: None,
-        secret_digest: [0; 32],
     }
 }
 

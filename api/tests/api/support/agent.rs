@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
+use ca::Connector;
 use control::NodeCredentials;
 use model::{
     TaskId, TaskState,
@@ -27,15 +28,14 @@ impl Drop for Agent {
 impl Agent {
     pub fn start(addr: SocketAddr, node: &NodeCredentials, description: NodeDescription) -> Self {
         let hello = Hello {
-            node: node.node,
-            secret: node.secret.clone(),
             description,
             vtep: node.vtep,
             applied: Default::default(),
             known: Vec::new(),
         };
+        let connector = Connector::member(&node.tls);
         Self(tokio::spawn(async move {
-            match session(addr, hello).await {
+            match session(connector, addr, hello).await {
                 Ok(()) => {}
                 Err(status) => eprintln!("the agent's session ended: {status}"),
             }
@@ -43,11 +43,10 @@ impl Agent {
     }
 }
 
-async fn session(addr: SocketAddr, hello: Hello) -> Result<(), Status> {
-    let unavailable = |err| Status::unavailable(format!("{err}"));
-    let mut client = DispatcherClient::connect(format!("http://{addr}"))
-        .await
-        .map_err(unavailable)?;
+async fn session(connector: Connector, addr: SocketAddr, hello: Hello) -> Result<(), Status> {
+    let channel = net::dial(&connector, addr).await;
+    let channel = channel.map_err(|err| Status::unavailable(err.to_string()))?;
+    let mut client = DispatcherClient::new(channel);
     let (say, said) = mpsc::channel(64);
     let tell = async |message| {
         say.send(message)

@@ -58,12 +58,8 @@ impl Agent {
 
     /// A session of an agent that holds `view`.
     pub async fn resume(addr: SocketAddr, node: &Credentials, view: NodeView) -> Self {
-        let client = DispatcherClient::connect(format!("http://{addr}"))
-            .await
-            .unwrap();
+        let client = DispatcherClient::new(node.dial(addr).await);
         let hello = Hello {
-            node: node.id,
-            secret: node.secret.clone(),
             description: NodeDescription {
                 hostname: node.hostname.clone(),
                 ..NodeDescription::default()

@@ -5,29 +5,46 @@ use std::{
     time::Duration,
 };
 
+use ca::{Authority, Connector, NodeCertificate, NodeKey, NodeTls, Roots, Subject};
+use jiff::{SignedDuration, Timestamp};
 use model::{
     EndpointId, NodeId, ServiceId, TaskId, TaskState,
     object::{
-        DataPathConfig, Meta, NodeDescription, NodeState, Service, ServiceEndpoint, Task,
+        DataPathConfig, Meta, NodeDescription, NodeState, RootCa, Service, ServiceEndpoint, Task,
         TaskStatus,
     },
-    rpc::{JoinRequest, JoinResponse, MembershipClient},
+    rpc::{JoinRequest, MembershipClient},
     spec::{Availability, ClusterSpec, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec},
 };
 use store::{State, Transaction};
 use swarmnet_control::{InitOptions, Manager, ManagerConfig};
 use tempfile::TempDir;
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 use super::{Agent, in_time};
 
-/// What a node proves itself with.
+/// A node, and what it proves itself with.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     pub id: NodeId,
-    pub secret: String,
+    pub tls: NodeTls,
     pub hostname: String,
     pub vtep: Ipv4Addr,
+}
+
+impl Credentials {
+    /// The node, with another certificate.
+    pub fn showing(&self, tls: NodeTls) -> Self {
+        Self {
+            tls,
+            ..self.clone()
+        }
+    }
+
+    pub async fn dial(&self, addr: SocketAddr) -> Channel {
+        let connector = Connector::member(&self.tls);
+        net::dial(&connector, addr).await.unwrap()
+    }
 }
 
 pub struct Cluster {
@@ -79,7 +96,7 @@ impl Cluster {
             manager,
             first: Credentials {
                 id: credentials.node,
-                secret: credentials.secret,
+                tls: credentials.tls,
                 hostname: "first".to_owned(),
                 vtep: credentials.vtep,
             },
@@ -95,7 +112,9 @@ impl Cluster {
     /// Stops the manager and opens it anew, on another port.
     pub async fn restart(&mut self) {
         self.manager.clone().shutdown().await;
-        self.manager = Manager::open(self.config()).await.unwrap();
+        self.manager = Manager::open(self.config(), self.first.tls.clone())
+            .await
+            .unwrap();
     }
 
     pub fn state(&self) -> Arc<State> {
@@ -120,29 +139,60 @@ impl Cluster {
         self.manager.store().write(write).await.unwrap().0
     }
 
-    pub async fn try_join(&self, token: String) -> Result<JoinResponse, Status> {
-        let url = format!("http://{}", self.manager.local_addr());
-        let mut client = MembershipClient::connect(url).await.unwrap();
+    fn ca(&self) -> RootCa {
+        self.state().cluster().unwrap().ca.clone()
+    }
+
+    /// As who joins connects.
+    pub async fn dial_as_joiner(&self) -> Channel {
+        let roots = Roots::from_pem(&self.ca().certificate_pem).unwrap();
+        let connector = Connector::joiner(&roots).unwrap();
+        net::dial(&connector, self.manager.local_addr())
+            .await
+            .unwrap()
+    }
+
+    /// A certificate of this cluster's root, for whatever is wanted.
+    pub fn certify(&self, subject: Subject, now: Timestamp, expiry: SignedDuration) -> NodeTls {
+        let ca = self.ca();
+        certify(&ca, &ca.certificate_pem, subject, now, expiry)
+    }
+
+    /// A certificate of another root, for one who trusts this cluster's, too.
+    pub fn certify_by_another_root(&self, subject: Subject) -> NodeTls {
+        let now = Timestamp::now();
+        let other = ca::new_root(now).unwrap();
+        let roots = other.certificate_pem.clone() + &self.ca().certificate_pem;
+        certify(&other, &roots, subject, now, SignedDuration::from_hours(24))
+    }
+
+    pub async fn try_join(&self, token: String) -> Result<Credentials, Status> {
+        let mut client = MembershipClient::new(self.dial_as_joiner().await);
+        let key = NodeKey::generate().unwrap();
         let request = JoinRequest {
             token,
+            request_pem: key.request().unwrap(),
             description: description("joiner"),
             advertise_addr: None,
             data_path_addr: Some(Ipv4Addr::new(192, 0, 2, self.vtep_last)),
             availability: Availability::Active,
         };
-        Ok(client.join(request).await?.into_inner())
+        let joined = client.join(request).await?.into_inner();
+        let roots = Roots::from_pem(&joined.certified.roots_pem).unwrap();
+        let chain = &joined.certified.chain_pem;
+        let certificate = NodeCertificate::new(key, chain, roots).unwrap();
+        Ok(Credentials {
+            id: joined.node,
+            tls: NodeTls::new(certificate).unwrap(),
+            hostname: "joiner".to_owned(),
+            vtep: joined.vtep,
+        })
     }
 
     pub async fn join(&mut self) -> Credentials {
         self.vtep_last += 1;
         let token = self.state().cluster().unwrap().tokens.worker.clone();
-        let joined = self.try_join(token).await.unwrap();
-        Credentials {
-            id: joined.node,
-            secret: joined.secret,
-            hostname: "joiner".to_owned(),
-            vtep: joined.vtep,
-        }
+        self.try_join(token).await.unwrap()
     }
 
     /// A session of an agent that holds nothing.
@@ -197,6 +247,21 @@ impl Cluster {
         })
         .await;
     }
+}
+
+fn certify(
+    root: &RootCa,
+    trusted: &str,
+    subject: Subject,
+    now: Timestamp,
+    expiry: SignedDuration,
+) -> NodeTls {
+    let key = NodeKey::generate().unwrap();
+    let request = ca::Request::from_pem(&key.request().unwrap()).unwrap();
+    let authority = Authority::new(root).unwrap();
+    let chain = authority.issue(&request, subject, now, expiry).unwrap();
+    let roots = Roots::from_pem(trusted).unwrap();
+    NodeTls::new(NodeCertificate::new(key, &chain, roots).unwrap()).unwrap()
 }
 
 fn service(tx: &Transaction, published: u16) -> Service {

@@ -1,0 +1,213 @@
+//! Who may make which call: every call, from every kind of caller.
+
+use ca::Subject;
+use jiff::{SignedDuration, Timestamp};
+use model::{
+    codec::MsgPackCodec,
+    rpc::{LeaveRequest, MembershipClient, Rpc},
+    spec::NodeRole,
+};
+use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery, transport::Channel};
+
+use crate::support::{Cluster, Credentials, in_time};
+
+const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// Without a certificate.
+    Nobody,
+    Worker,
+    Manager,
+    /// Left the swarm, and is still listed.
+    Left,
+    Removed,
+    /// Certified by another root, with the ids of our swarm and of a node of ours.
+    OtherRoot,
+    /// A certificate of a node of ours that expired.
+    Expired,
+    /// One that is not valid yet.
+    Early,
+}
+
+const CALLERS: [Caller; 8] = [
+    Caller::Nobody,
+    Caller::Worker,
+    Caller::Manager,
+    Caller::Left,
+    Caller::Removed,
+    Caller::OtherRoot,
+    Caller::Expired,
+    Caller::Early,
+];
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// It reaches its service.
+    Admitted,
+    /// The gate says so.
+    Refused(Code),
+    /// The connection is.
+    NoTls,
+}
+
+/// The whole table. A new call has to be put into it.
+fn expected(rpc: Rpc, caller: Caller) -> Verdict {
+    use Caller::{Early, Expired, Left, Manager, Nobody, OtherRoot, Removed, Worker};
+    let anyone = || match caller {
+        OtherRoot | Expired | Early => Verdict::NoTls,
+        _ => Verdict::Admitted,
+    };
+    let member = || match caller {
+        Worker | Manager => Verdict::Admitted,
+        Nobody => Verdict::Refused(Code::Unauthenticated),
+        Left | Removed => Verdict::Refused(Code::NotFound),
+        OtherRoot | Expired | Early => Verdict::NoTls,
+    };
+    match rpc {
+        Rpc::AuthorityRoot | Rpc::MembershipJoin => anyone(),
+        Rpc::AuthorityRenew | Rpc::MembershipLeave | Rpc::DispatcherSession => member(),
+    }
+}
+
+struct Callers {
+    cluster: Cluster,
+    worker: Credentials,
+    left: Credentials,
+    removed: Credentials,
+}
+
+impl Callers {
+    async fn new() -> Self {
+        let mut cluster = Cluster::new().await;
+        let (worker, left) = (cluster.join().await, cluster.join().await);
+        let removed = cluster.join().await;
+        let addr = cluster.manager.local_addr();
+        let mut client = MembershipClient::new(left.dial(addr).await);
+        client.leave(LeaveRequest {}).await.unwrap();
+        cluster
+            .write(|tx| tx.remove(store::Key::Node(removed.id)))
+            .await;
+        Self {
+            cluster,
+            worker,
+            left,
+            removed,
+        }
+    }
+
+    async fn dial(&self, caller: Caller) -> Channel {
+        let (cluster, worker) = (&self.cluster, &self.worker);
+        let now = Timestamp::now();
+        let subject = Subject {
+            node: worker.id,
+            cluster: cluster.state().cluster().unwrap().id,
+            role: NodeRole::Worker,
+        };
+        let caller = match caller {
+            Caller::Nobody => return cluster.dial_as_joiner().await,
+            Caller::Worker => worker.clone(),
+            Caller::Manager => cluster.first.clone(),
+            Caller::Left => self.left.clone(),
+            Caller::Removed => self.removed.clone(),
+            Caller::OtherRoot => worker.showing(cluster.certify_by_another_root(subject)),
+            Caller::Expired => worker.showing(cluster.certify(subject, now - DAY * 2, DAY)),
+            Caller::Early => worker.showing(cluster.certify(subject, now + DAY, DAY)),
+        };
+        caller.dial(cluster.manager.local_addr()).await
+    }
+}
+
+/// Calls with a message that no service takes for one of its own.
+async fn call(channel: Channel, path: &'static str) -> Status {
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let codec = MsgPackCodec::<(), ()>::default();
+    let path = PathAndQuery::from_static(path);
+    let answer = client.unary(Request::new(()), path, codec);
+    match in_time("an answer", answer).await {
+        Ok(_) => Status::ok("answered"),
+        Err(status) => status,
+    }
+}
+
+fn verdict(status: &Status) -> Verdict {
+    if net::refused_certificate(status).is_some() {
+        return Verdict::NoTls;
+    }
+    let by_the_gate = ["shows no certificate", "is not a member of this swarm"];
+    match by_the_gate
+        .iter()
+        .any(|words| status.message().contains(words))
+    {
+        true => Verdict::Refused(status.code()),
+        false => Verdict::Admitted,
+    }
+}
+
+#[tokio::test]
+async fn each_call_is_open_to_whom_it_is_for_and_to_nobody_else() {
+    let callers = Callers::new().await;
+    for rpc in Rpc::ALL {
+        for caller in CALLERS {
+            let status = call(callers.dial(caller).await, rpc.path()).await;
+            assert_eq!(
+                verdict(&status),
+                expected(rpc, caller),
+                "{rpc:?} by {caller:?}: {status}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_knows_is_refused() {
+    let cluster = Cluster::new().await;
+    let channel = cluster.first.dial(cluster.manager.local_addr()).await;
+    let status = call(channel, "/swarmnet.Dispatcher/Sessions").await;
+    assert_eq!(status.code(), Code::Unimplemented, "{status}");
+}
+
+#[tokio::test]
+async fn a_session_ends_with_the_certificate_that_it_began_with() {
+    let mut cluster = Cluster::new().await;
+    let node = cluster.join().await;
+    let subject = Subject {
+        node: node.id,
+        cluster: cluster.state().cluster().unwrap().id,
+        role: NodeRole::Worker,
+    };
+    let soon = SignedDuration::from_secs(2);
+    let short = node.showing(cluster.certify(subject, Timestamp::now(), soon));
+    let agent = cluster.connect(&short).await;
+    let end = agent.end().await;
+    assert_eq!(end.code(), Code::Unauthenticated, "{end}");
+    assert!(end.message().contains("expired at"), "{end}");
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_the_same_node_and_another_key() {
+    let mut cluster = Cluster::new().await;
+    let node = cluster.join().await;
+    let channel = node.dial(cluster.manager.local_addr()).await;
+    let mut client = model::rpc::AuthorityClient::new(channel);
+    let key = ca::NodeKey::generate().unwrap();
+    let request = model::rpc::RenewRequest {
+        request_pem: key.request().unwrap(),
+    };
+    let certified = client.renew(request).await.unwrap().into_inner();
+    let roots = ca::Roots::from_pem(&certified.roots_pem).unwrap();
+    let renewed = ca::NodeCertificate::new(key, &certified.chain_pem, roots).unwrap();
+    let identity = renewed.identity().clone();
+    assert_eq!((identity.node, identity.role), (node.id, NodeRole::Worker));
+    node.tls.replace(renewed).unwrap();
+    let agent = cluster.connect(&node).await;
+    agent.until("peers", |view| view.peers.len() == 2).await;
+
+    let nonsense = model::rpc::RenewRequest {
+        request_pem: "nonsense".to_owned(),
+    };
+    let refused = client.renew(nonsense).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
