@@ -47,6 +47,14 @@ pub fn go_duration(nanos: i64) -> String {
     format!("{sign}{text}")
 }
 
+/// How long ago: `0.4s`, `59.0s`, `1m5s`, `26h0m3s`.
+pub fn show_span(millis: u64) -> String {
+    match millis {
+        0..60_000 => format!("{:.1}s", millis as f64 / 1000.0),
+        _ => go_duration((millis / 1000 * 1_000_000_000).cast_signed()),
+    }
+}
+
 /// Bytes: `512`, `64m`, `1.5g`, `1GiB`; units are powers of 1024.
 ///
 /// # Errors
@@ -180,6 +188,18 @@ mod tests {
             (1_500, "1.5µs"),
         ] {
             assert_eq!(go_duration(nanos), text);
+        }
+    }
+
+    #[test]
+    fn spans_are_exact_as_long_as_they_are_short() {
+        for (millis, text) in [
+            (0, "0.0s"),
+            (420, "0.4s"),
+            (65_900, "1m5s"),
+            (93_603_000, "26h0m3s"),
+        ] {
+            assert_eq!(show_span(millis), text);
         }
     }
 

@@ -11,12 +11,12 @@ use std::{
 
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN,
-    FlowValue, RingSlot, SERVICE_OF_NODE, ServiceValue, Stats,
+    FlowValue, ProgramId, RingSlot, SERVICE_OF_NODE, ServiceValue, Stats,
 };
 use model::{
     EndpointId,
     feed::{EndpointView, NetworkView, NodeView, ServiceView},
-    inspect::{BackendRow, DropRow, EndpointRow, ServiceRow, VipRow},
+    inspect::{BackendRow, DropRow, EndpointRow, ProgramDrops, ServiceRow, VipRow},
     spec::Protocol,
 };
 
@@ -139,21 +139,37 @@ impl Datapath {
         Ok(rows)
     }
 
-    /// The reasons for which anything was dropped since the maps were made.
+    /// The reasons for which anything was dropped since the maps were made, and by which programs.
     pub fn inspect_drops(&self) -> Result<Vec<DropRow>> {
         let mut rows = Vec::new();
         for reason in DropReason::ALL {
-            let drops = self.maps.drops(*reason as u32)?;
-            if drops.packets > 0 {
+            let programs = self.drops_by_program(*reason)?;
+            if !programs.is_empty() {
                 rows.push(DropRow {
                     reason: reason.label().to_owned(),
                     explanation: reason.explanation().to_owned(),
-                    packets: drops.packets,
-                    bytes: drops.bytes,
+                    packets: programs.iter().map(|one| one.packets).sum(),
+                    bytes: programs.iter().map(|one| one.bytes).sum(),
+                    programs,
                 });
             }
         }
         Ok(rows)
+    }
+
+    fn drops_by_program(&self, reason: DropReason) -> Result<Vec<ProgramDrops>> {
+        let mut drops = Vec::new();
+        for program in ProgramId::ALL {
+            let counter = self.maps.drops(*program, reason)?;
+            if counter.packets > 0 {
+                drops.push(ProgramDrops {
+                    program: program.name().to_owned(),
+                    packets: counter.packets,
+                    bytes: counter.bytes,
+                });
+            }
+        }
+        Ok(drops)
     }
 
     /// Live mesh flows of each endpoint here: what draining waits for.
@@ -293,14 +309,15 @@ fn shares(tables: &Tables, service: &ServiceValue) -> BTreeMap<u16, f64> {
 
 pub(crate) fn is_live(proto: u8, flow: &FlowValue, now: Duration) -> bool {
     if proto == Protocol::Udp.number() {
-        return idle(flow.last_seen, now) < UDP_FLOW_LIVE;
+        return since(flow.last_seen, now) < UDP_FLOW_LIVE;
     }
     let both = FLOW_CLIENT_FIN | FLOW_TASK_FIN;
     flow.flags & FLOW_RESET == 0 && flow.flags & both != both
 }
 
-fn idle(last_seen: u64, now: Duration) -> Duration {
-    now.saturating_sub(Duration::from_nanos(last_seen))
+/// From `then`, in nanoseconds of the monotonic clock, until `now`.
+fn since(then: u64, now: Duration) -> Duration {
+    now.saturating_sub(Duration::from_nanos(then))
 }
 
 fn socket(addr: Ipv4Addr, port: u16) -> String {

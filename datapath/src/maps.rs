@@ -17,10 +17,10 @@ use aya::{
     util::nr_cpus,
 };
 use dataplane_abi::{
-    BackendValue, Be32, DropCounter, EndpointKey, EndpointValue, FLOW_ACKED, FlowKey, FlowValue,
-    LocalEndpoint, NetnsValue, NodeConfig, PeerValue, PinKey, PinValue, PublishedKey,
-    RING_CHUNK_SLOTS, RING_LEN_MAX, RingChunk, ServiceValue, Stats, TargetKey, TargetValue,
-    VethValue, VipFlowKey, VipFlowValue, VipKey,
+    BackendValue, Be32, DropCounter, DropReason, EndpointKey, EndpointValue, FLOW_ACKED, FlowKey,
+    FlowValue, LocalEndpoint, NetnsValue, NodeConfig, PeerValue, PinKey, PinValue, ProgramId,
+    PublishedKey, RING_CHUNK_SLOTS, RING_LEN_MAX, RingChunk, ServiceValue, Stats, TargetKey,
+    TargetValue, VethValue, VipFlowKey, VipFlowValue, VipKey, drops::drop_index,
 };
 
 use crate::{
@@ -399,11 +399,11 @@ impl Maps {
         Ok(values.iter().fold(Stats::default(), sum))
     }
 
-    /// Drops for `reason` (a number of [`dataplane_abi::DropReason`]), summed over the CPUs.
-    pub fn drops(&self, reason: u32) -> Result<DropCounter> {
+    /// What `program` dropped for `reason`, summed over the CPUs.
+    pub fn drops(&self, program: ProgramId, reason: DropReason) -> Result<DropCounter> {
         let values = self
             .drops
-            .get(&reason, 0)
+            .get(&drop_index(program, reason), 0)
             .map_err(DatapathError::map("DROPS", "read"))?;
         let sum = |sum: DropCounter, one: &DropCounter| DropCounter {
             packets: sum.packets + one.packets,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::PerCpuArray;
-use dataplane_abi::{DropCounter, DropReason};
+use dataplane_abi::{DropCounter, DropReason, ProgramId, drops::drop_index};
 use node::{
     Pins, by_each_ingress, by_filters, by_tcx, ifindex, in_namespace, ip, on_ingress, tc, veth,
 };
@@ -477,9 +477,12 @@ fn marked_frame(to: [u8; 6]) -> Vec<u8> {
     frame
 }
 
+/// Of the uplink's program.
 fn drops(pins: &Pins, reason: DropReason) -> u64 {
     let drops = PerCpuArray::<_, DropCounter>::try_from(pins.map("DROPS")).unwrap();
-    let values = drops.get(&(reason as u32), 0).unwrap();
+    let values = drops
+        .get(&drop_index(ProgramId::TcUplink, reason), 0)
+        .unwrap();
     values.iter().map(|counter| counter.packets).sum()
 }
 

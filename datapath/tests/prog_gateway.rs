@@ -43,7 +43,7 @@ fn node(proto: u8, entry: Be32) -> Node {
         endpoint: EP,
         generation: 1,
         stats: STATS,
-        _reserved: [0; 2],
+        opened: 0,
     };
     node.put_flow(key(proto), flow);
     node

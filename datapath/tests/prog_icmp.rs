@@ -394,9 +394,9 @@ fn vip_flow(node: &mut Node, client: Be32, backend: Be32, proto: u8) {
         _pad3: 0,
     };
     let value = VipFlowValue {
-        last_seen: 0,
         vip: VIP,
         flags,
+        ..VipFlowValue::default()
     };
     node.put("VIP_FLOWS", key, value);
     let key = EndpointKey {

@@ -264,6 +264,7 @@ fn vip_goes_to_the_rings_backend_and_is_remembered() {
             .get("VIP_FLOWS", vip_key(TASK, addr, 40_000, 80))
             .expect("the flow is noted");
         assert_eq!((flow.vip, flow.flags), (VIP, 0));
+        assert_eq!(flow.opened, flow.last_seen);
         assert!(has_vip_flows(&mut node));
         let data = to(VIP, PSH_ACK).payload(&[9; 700]);
         let expected = to(addr, PSH_ACK).payload(&[9; 700]);
@@ -326,11 +327,15 @@ fn established_vip_flow_stays_with_the_owner_before() {
 /// Checks that the packet counts as dropped, and that the task gets a RST from the VIP.
 #[track_caller]
 fn assert_refuses(node: &mut Node, flags: u8) {
-    let before = node.drops().get("no-backend").copied().unwrap_or(0);
+    let counted = |node: &mut Node| {
+        let drops = node.drops_of("sn_tc_task");
+        drops.get("no-backend").copied().unwrap_or(0)
+    };
+    let before = counted(node);
     let frame = to(VIP, flags);
     let expected = frame.reset().between_tasks().bytes();
     node.assert_sends("sn_tc_task", &frame.bytes(), TC_ACT_REDIRECT, &expected);
-    assert_eq!(node.drops()["no-backend"], before + 1);
+    assert_eq!(counted(node), before + 1);
 }
 
 #[test]
@@ -417,9 +422,8 @@ fn reply_to_a_vip_client_on_this_node_comes_from_the_vip() {
     // Here the task behind the interface is the backend, and NEAR the client.
     let mut node = node();
     let flow = VipFlowValue {
-        last_seen: 0,
         vip: VIP,
-        flags: 0,
+        ..VipFlowValue::default()
     };
     node.put("VIP_FLOWS", vip_key(NEAR, TASK, 40_000, 80), flow);
     let reply = Frame::tcp((TASK, 80), (NEAR, 40_000), ACK).between_tasks();

@@ -179,9 +179,10 @@ fn tcp_to_a_local_backend_is_translated_and_remembered() {
         endpoint: EP,
         generation: 1,
         stats: STATS,
-        _reserved: [0; 2],
+        opened: flow.opened,
     };
     assert_eq!(flow, expected);
+    assert_eq!(flow.opened, flow.last_seen);
 
     let frame = ack().payload(&[7; 1000]);
     node.assert_sends(
@@ -199,8 +200,9 @@ fn tcp_to_a_local_backend_is_translated_and_remembered() {
     assert_eq!(node.stats(FRONT), expected);
     assert_eq!(node.stats(STATS), expected);
     assert!(node.drops().is_empty());
-    // The handshake is over.
-    assert!(node.get::<_, FlowValue>("FLOWS", flow_key(TCP)).is_some());
+    // The handshake is over, and the flow as old as before.
+    let now: FlowValue = node.get("FLOWS", flow_key(TCP)).unwrap();
+    assert_eq!(now.opened, flow.opened);
     assert!(
         node.get::<_, FlowValue>("SYN_FLOWS", flow_key(TCP))
             .is_none()
@@ -386,10 +388,14 @@ fn connect_bound(client: &OwnedFd, to: (Be32, u16)) {
 /// Checks that the packet counts as dropped, and that the client gets a RST.
 #[track_caller]
 fn assert_refuses(node: &mut Node, frame: &Frame, reason: DropReason) {
-    let before = node.drops().get(reason.label()).copied().unwrap_or(0);
+    let counted = |node: &mut Node| {
+        let drops = node.drops_of("sn_tc_uplink");
+        drops.get(reason.label()).copied().unwrap_or(0)
+    };
+    let before = counted(node);
     let expected = frame.reset().macs(ROUTER, UPLINK_MAC).bytes();
     node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
-    assert_eq!(node.drops()[reason.label()], before + 1);
+    assert_eq!(counted(node), before + 1);
 }
 
 #[test]

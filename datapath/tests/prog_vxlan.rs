@@ -359,9 +359,8 @@ fn reply_to_a_vip_client_comes_from_the_vip() {
         _pad3: 0,
     };
     let value = VipFlowValue {
-        last_seen: 0,
         vip: VIP,
-        flags: 0,
+        ..VipFlowValue::default()
     };
     bench.host.node.put("VIP_FLOWS", flow, value);
     let reply = Frame::tcp((FAR, 80), (TASK, 40_000), SYN | ACK).between_tasks();
@@ -522,7 +521,7 @@ fn connection_whose_backend_is_gone_is_reset_through_its_entry() {
         &frame.clone().mesh(Kind::SecondHop, EP_2, PEER).bytes(),
     );
     assert_packets_equal(&receive(&bench.peer).1, &expected);
-    assert_eq!(bench.host.node.drops()["backend-gone"], 2);
+    assert_eq!(bench.host.node.drops_of("sn_tc_vxlan")["backend-gone"], 2);
 }
 
 #[test]

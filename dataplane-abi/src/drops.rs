@@ -1,8 +1,8 @@
-//! Why a packet was dropped. One append-only list: a retired number stays taken.
+//! Why a packet was dropped, and by whom. Append-only lists: a retired number stays taken.
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $number:literal => $label:literal),+ $(,)?) => {
-        /// Index into the per-CPU drop counters.
+        /// With a [`ProgramId`], an index into the per-CPU drop counters ([`drop_index`]).
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u32)]
         pub enum DropReason {
@@ -93,8 +93,62 @@ drop_reasons! {
     VlanTagged = 43 => "vlan-tagged",
 }
 
-/// Length of the drop counter array: room for reasons to come without a new layout.
+/// Room for reasons and programs to come without a new layout.
 pub const DROP_REASONS_MAX: u32 = 64;
+pub const PROGRAMS_MAX: u32 = 16;
+/// Length of the drop counter array.
+pub const DROPS_LEN: u32 = PROGRAMS_MAX * DROP_REASONS_MAX;
+
+/// The programs, as drops are counted. Number 0 is none's: under it builds counted that did not tell
+/// programs apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum ProgramId {
+    XdpUplink = 1,
+    TcUplink = 2,
+    TcVxlan = 3,
+    TcTask = 4,
+    TcGateway = 5,
+    Connect4 = 6,
+    Sendmsg4 = 7,
+    Recvmsg4 = 8,
+    Getpeer4 = 9,
+}
+
+impl ProgramId {
+    pub const ALL: &'static [Self] = &[
+        Self::XdpUplink,
+        Self::TcUplink,
+        Self::TcVxlan,
+        Self::TcTask,
+        Self::TcGateway,
+        Self::Connect4,
+        Self::Sendmsg4,
+        Self::Recvmsg4,
+        Self::Getpeer4,
+    ];
+
+    /// In the object, and as `swarmnet inspect drops` shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XdpUplink => "sn_xdp_uplink",
+            Self::TcUplink => "sn_tc_uplink",
+            Self::TcVxlan => "sn_tc_vxlan",
+            Self::TcTask => "sn_tc_task",
+            Self::TcGateway => "sn_tc_gateway",
+            Self::Connect4 => "sn_connect4",
+            Self::Sendmsg4 => "sn_sendmsg4",
+            Self::Recvmsg4 => "sn_recvmsg4",
+            Self::Getpeer4 => "sn_getpeer4",
+        }
+    }
+}
+
+/// Where `program` counts what it drops for `reason`.
+#[inline(always)]
+pub const fn drop_index(program: ProgramId, reason: DropReason) -> u32 {
+    program as u32 * DROP_REASONS_MAX + reason as u32
+}
 
 #[cfg(test)]
 mod tests {
@@ -102,7 +156,7 @@ mod tests {
 
     use std::collections::BTreeSet;
 
-    use super::{DROP_REASONS_MAX, DropReason};
+    use super::{DROP_REASONS_MAX, DROPS_LEN, DropReason, ProgramId, drop_index};
 
     #[test]
     fn reasons_fit_the_counters_and_have_labels_of_their_own() {
@@ -114,5 +168,16 @@ mod tests {
         let labels: BTreeSet<_> = all.iter().map(|reason| reason.label()).collect();
         assert_eq!(labels.len(), all.len());
         assert!(all.iter().all(|reason| reason.explanation().ends_with('.')));
+    }
+
+    #[test]
+    fn every_program_counts_every_reason_by_itself() {
+        let indexes = ProgramId::ALL.iter().flat_map(|program| {
+            let reasons = DropReason::ALL.iter();
+            reasons.map(|reason| drop_index(*program, *reason))
+        });
+        let indexes: BTreeSet<_> = indexes.collect();
+        assert_eq!(indexes.len(), ProgramId::ALL.len() * DropReason::ALL.len());
+        assert!(indexes.iter().all(|index| (1..DROPS_LEN).contains(index)));
     }
 }

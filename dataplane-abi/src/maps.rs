@@ -258,8 +258,9 @@ map_types! {
         generation: u32,
         /// Index into `STATS` of the endpoint.
         stats: u32,
-        /// Interface and next hop are looked up in the FIB for each reply when zero.
-        _reserved: [u32; 2],
+        /// Nanoseconds of the monotonic clock when the entry was made; zero in those that a build made
+        /// which did not note it. A flow whose entry was lost and came back is as old as that.
+        opened: u64,
     }
 
     /// Key of `PINS`: a mesh flow as the client sends.
@@ -326,11 +327,13 @@ map_types! {
 
     /// `VIP_FLOWS`, LRU hash, at the client's node. Written and read by the task and vxlan
     /// programs.
-    VipFlowValue: 16 {
+    VipFlowValue: 24 {
         last_seen: u64,
         vip: Be32,
         /// `VIP_FLOW_*` flags.
         flags: u32,
+        /// As of a [`FlowValue`].
+        opened: u64,
     }
 
     /// `STATS`, per-CPU array by the `stats` index of frontends and endpoints. A frontend counts
@@ -343,7 +346,8 @@ map_types! {
         new_flows: u64,
     }
 
-    /// `DROPS`, per-CPU array by [`crate::DropReason`].
+    /// `DROPS`, per-CPU array by [`crate::ProgramId`] and [`crate::DropReason`]
+    /// ([`crate::drops::drop_index`]).
     DropCounter: 16 {
         packets: u64,
         bytes: u64,

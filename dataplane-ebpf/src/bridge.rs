@@ -114,8 +114,9 @@ fn note(packet: &Packet, target: &TargetValue) -> Result<(), DropReason> {
         flow::touch(flow, packet, 0);
         return Ok(());
     }
+    let now = flow::now();
     let value = FlowValue {
-        last_seen: flow::now(),
+        last_seen: now,
         entry_vtep: Be32::ZERO,
         node_addr: packet.dst,
         published: packet.dst_port,
@@ -123,7 +124,7 @@ fn note(packet: &Packet, target: &TargetValue) -> Result<(), DropReason> {
         endpoint: target.endpoint,
         generation: 0,
         stats: 0,
-        _reserved: [0; 2],
+        opened: now,
     };
     flow::insert(&UDP_FLOWS, &key, &value)
 }

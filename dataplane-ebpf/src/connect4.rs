@@ -3,6 +3,7 @@
 use aya_ebpf::{
     helpers::generated::bpf_get_prandom_u32, macros::cgroup_sock_addr, programs::SockAddrContext,
 };
+use dataplane_abi::ProgramId;
 
 use crate::socket::{self, Call};
 
@@ -10,5 +11,7 @@ use crate::socket::{self, Call};
 pub fn sn_connect4(ctx: SockAddrContext) -> i32 {
     // The socket has no port yet that could be hashed: connections are spread by chance.
     // SAFETY: takes nothing.
-    socket::translate(Call::new(&ctx), || unsafe { bpf_get_prandom_u32() })
+    socket::translate(ProgramId::Connect4, Call::new(&ctx), || unsafe {
+        bpf_get_prandom_u32()
+    })
 }

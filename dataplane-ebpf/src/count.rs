@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 
-use dataplane_abi::DropReason;
+use dataplane_abi::{DropReason, ProgramId, drops::drop_index};
 
 use crate::maps::{DROPS, STATS};
 
@@ -15,8 +15,8 @@ pub struct Volume {
 }
 
 #[inline(always)]
-pub fn dropped(reason: DropReason, volume: Volume) {
-    if let Some(counter) = DROPS.get_ptr_mut(reason as u32) {
+pub fn dropped(program: ProgramId, reason: DropReason, volume: Volume) {
+    if let Some(counter) = DROPS.get_ptr_mut(drop_index(program, reason)) {
         // SAFETY: this CPU's slot of a map value that lives as long as the program.
         let counter = unsafe { &mut *counter };
         counter.packets += volume.packets;
@@ -46,8 +46,8 @@ pub fn socket_flow(stats: u32) {
 
 /// A connection that a socket hook refused.
 #[inline(always)]
-pub fn socket_refused(reason: DropReason) {
-    if let Some(counter) = DROPS.get_ptr_mut(reason as u32) {
+pub fn socket_refused(program: ProgramId, reason: DropReason) {
+    if let Some(counter) = DROPS.get_ptr_mut(drop_index(program, reason)) {
         // SAFETY: as above.
         unsafe { increment(&raw mut (*counter).packets) };
     }

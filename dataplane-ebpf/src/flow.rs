@@ -186,8 +186,9 @@ impl<'a> Visit<'a> {
 
     #[inline(always)]
     fn open(&self, table: &Table, key: &FlowKey) -> Result<(), DropReason> {
+        let now = now();
         let flow = FlowValue {
-            last_seen: now(),
+            last_seen: now,
             entry_vtep: self.entry,
             node_addr: self.packet.dst,
             published: self.packet.dst_port,
@@ -195,7 +196,7 @@ impl<'a> Visit<'a> {
             endpoint: self.endpoint,
             generation: self.local.generation,
             stats: self.local.stats,
-            _reserved: [0; 2],
+            opened: now,
         };
         insert(table, key, &flow)
     }

@@ -16,7 +16,7 @@ use dataplane_abi::{
     PEERS_MAX, PINS_MAX, PeerValue, PinKey, PinValue, PublishedKey, RING_CHUNKS_MAX, RingChunk,
     SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX, ServiceValue, SockKey, SockOrigin, Stats,
     TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX, VETHS_MAX, VIP_FLOWS_MAX, VIPS_MAX,
-    VethValue, VipFlowKey, VipFlowValue, VipKey, drops::DROP_REASONS_MAX, ports::PORTS_LEN,
+    VethValue, VipFlowKey, VipFlowValue, VipKey, drops::DROPS_LEN, ports::PORTS_LEN,
 };
 
 /// This node.
@@ -98,6 +98,6 @@ pub static VIP_FLOWS: LruHashMap<VipFlowKey, VipFlowValue> =
 /// Packets, bytes and new flows of frontends and endpoints.
 #[map]
 pub static STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(STATS_MAX, 0);
-/// Dropped packets and bytes by reason.
+/// Dropped packets and bytes by program and reason.
 #[map]
-pub static DROPS: PerCpuArray<DropCounter> = PerCpuArray::with_max_entries(DROP_REASONS_MAX, 0);
+pub static DROPS: PerCpuArray<DropCounter> = PerCpuArray::with_max_entries(DROPS_LEN, 0);

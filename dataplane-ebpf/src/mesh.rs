@@ -2,7 +2,7 @@
 
 use dataplane_abi::{
     BackendValue, Be16, Be32, DropReason, FLOW_DIRECT, FLOW_TASK_FIN, FRAGMENT_GATEWAY,
-    FRAGMENT_MESH, FlowValue, LocalEndpoint, NodeConfig, ServiceValue,
+    FRAGMENT_MESH, FlowValue, LocalEndpoint, NodeConfig, ProgramId, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -160,13 +160,14 @@ pub fn follow_reply(
 /// replies take.
 #[inline(always)]
 pub fn refuse(
+    program: ProgramId,
     skb: Skb,
     config: &NodeConfig,
     packet: &Packet,
     arrival: Arrival,
     reason: DropReason,
 ) -> Result<Verdict, DropReason> {
-    refuse::refuse(skb, config, packet, packet.dst, reason, || {
+    refuse::refuse(program, skb, config, packet, packet.dst, reason, || {
         if arrival.entry.is_zero() {
             return redirect::by_route(skb, config, packet, packet.dst, packet.src);
         }
@@ -269,7 +270,8 @@ pub fn reply(
     if !entry.is_zero()
         && let Err(reason) = too_big::check(skb, config, packet)
     {
-        return refuse::refuse(skb, config, packet, config.gateway_addr, reason, || {
+        let (program, router) = (ProgramId::TcGateway, config.gateway_addr);
+        return refuse::refuse(program, skb, config, packet, router, reason, || {
             let (task, bridge) = (task_mac(packet.src), task_mac(config.gateway_addr));
             skb.set_macs(Mac::new(task), Mac::new(bridge))?;
             Ok(redirect::into_task(skb.ifindex()))

@@ -1,7 +1,7 @@
 //! Packets that are dropped and whose senders hear of it: a RST, or an ICMP error. They count as
 //! dropped all the same.
 
-use dataplane_abi::{Be32, DropReason, NodeConfig, VethValue, net::task_mac};
+use dataplane_abi::{Be32, DropReason, NodeConfig, ProgramId, VethValue, net::task_mac};
 
 use crate::{
     count,
@@ -11,13 +11,14 @@ use crate::{
     too_big,
 };
 
-/// Drops `packet`, unchanged so far, for `reason`. If its sender is to hear of it, makes the packet
+/// Has `program` drop `packet`, unchanged so far, for `reason`. If its sender is to hear of it, makes the packet
 /// the answer and has `send` bring it there: behind an Ethernet header that is still the packet's, a
 /// RST from `packet.dst`, an ICMP error from `router`.
 ///
 /// Where that fails too, the reason stays the first one.
 #[inline(always)]
 pub fn refuse(
+    program: ProgramId,
     skb: Skb,
     config: &NodeConfig,
     packet: &Packet,
@@ -37,7 +38,7 @@ pub fn refuse(
         return Err(reason);
     }
     let verdict = send().map_err(|_| reason)?;
-    count::dropped(reason, volume);
+    count::dropped(program, reason, volume);
     Ok(verdict)
 }
 
@@ -51,7 +52,8 @@ pub fn into_sender(
     packet: &Packet,
     reason: DropReason,
 ) -> Result<Verdict, DropReason> {
-    refuse(skb, config, packet, packet.dst, reason, || {
+    let program = ProgramId::TcTask;
+    refuse(program, skb, config, packet, packet.dst, reason, || {
         skb.set_macs(Mac::new(veth.mac), Mac::new(task_mac(packet.dst)))?;
         Ok(redirect::into_task(skb.ifindex()))
     })

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use dataplane_abi::{
-    Be16,
+    Be16, ProgramId,
     hash::{FlowTuple, flow_hash},
 };
 
@@ -16,7 +16,7 @@ pub fn sn_sendmsg4(ctx: SockAddrContext) -> i32 {
     let call = Call::new(&ctx);
     // The same socket and destination keep their backend while the ring stays: datagrams of one
     // exchange belong together.
-    socket::translate(call, || {
+    socket::translate(ProgramId::Sendmsg4, call, || {
         let tuple = FlowTuple {
             src: call.addr(),
             src_port: Be16::ZERO,

@@ -12,7 +12,7 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use dataplane_abi::{Be16, Be32, DropReason};
+use dataplane_abi::{Be16, Be32, DropReason, ProgramId};
 
 use crate::{
     checksum::Sum,
@@ -34,11 +34,11 @@ impl Skb {
 
     /// The one place where a tc program's outcome becomes its verdict.
     #[inline(always)]
-    pub fn verdict(self, outcome: Result<Verdict, DropReason>) -> Verdict {
+    pub fn verdict(self, program: ProgramId, outcome: Result<Verdict, DropReason>) -> Verdict {
         match outcome {
             Ok(verdict) => verdict,
             Err(reason) => {
-                count::dropped(reason, self.volume());
+                count::dropped(program, reason, self.volume());
                 TC_ACT_SHOT
             }
         }

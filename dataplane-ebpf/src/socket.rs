@@ -8,8 +8,8 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, NETNS_NODE, NETNS_VNIS_MAX, NetnsValue, SERVICE_AFFINITY,
-    SIDE_SOCKETS, ServiceValue, SockKey, SockOrigin, hash::client_hash,
+    BackendValue, Be16, Be32, DropReason, NETNS_NODE, NETNS_VNIS_MAX, NetnsValue, ProgramId,
+    SERVICE_AFFINITY, SIDE_SOCKETS, ServiceValue, SockKey, SockOrigin, hash::client_hash,
 };
 
 use crate::{
@@ -96,10 +96,10 @@ impl Call {
     }
 }
 
-/// Sends the call to a backend when its destination is a frontend. `hash` picks among the
-/// backends.
+/// Sends the call, which `program` sees, to a backend when its destination is a frontend. `hash`
+/// picks among the backends.
 #[inline(always)]
-pub fn translate(call: Call, hash: impl FnOnce() -> u32) -> i32 {
+pub fn translate(program: ProgramId, call: Call, hash: impl FnOnce() -> u32) -> i32 {
     let Some(netns) = call.netns() else {
         return ALLOW;
     };
@@ -129,7 +129,7 @@ pub fn translate(call: Call, hash: impl FnOnce() -> u32) -> i32 {
             ALLOW
         }
         Err(reason) => {
-            count::socket_refused(reason);
+            count::socket_refused(program, reason);
             // SAFETY: sets the result of the system call; without it that were EPERM.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             REFUSE

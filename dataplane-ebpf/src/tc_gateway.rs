@@ -2,7 +2,7 @@
 //! leave here; what is not for another task of the node goes on to the bridge.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use dataplane_abi::{DropReason, FLOW_BRIDGED, FRAGMENT_GATEWAY, VethValue};
+use dataplane_abi::{DropReason, FLOW_BRIDGED, FRAGMENT_GATEWAY, ProgramId, VethValue};
 
 use crate::{
     arp, bridge, flow, fragment, guard,
@@ -17,7 +17,7 @@ use crate::{
 #[inline(always)]
 pub fn sn_tc_gateway(ctx: TcContext) -> Verdict {
     let skb = Skb::new(&ctx);
-    skb.verdict(gateway(skb))
+    skb.verdict(ProgramId::TcGateway, gateway(skb))
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! `sn_tc_task`: ingress of the host side of a task's overlay veth. What the task sends.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use dataplane_abi::{DropReason, VethValue};
+use dataplane_abi::{DropReason, ProgramId, VethValue};
 
 use crate::{
     arp, count, guard,
@@ -17,7 +17,7 @@ use crate::{
 #[inline(always)]
 pub fn sn_tc_task(ctx: TcContext) -> Verdict {
     let skb = Skb::new(&ctx);
-    skb.verdict(task(skb))
+    skb.verdict(ProgramId::TcTask, task(skb))
 }
 
 #[inline(always)]

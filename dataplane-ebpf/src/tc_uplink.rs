@@ -1,7 +1,7 @@
 //! `sn_tc_uplink`: ingress of the uplink. The mesh's entry.
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use dataplane_abi::{Be32, DropReason, FRAGMENT_MESH, NodeConfig};
+use dataplane_abi::{Be32, DropReason, FRAGMENT_MESH, NodeConfig, ProgramId};
 
 use crate::{
     count,
@@ -20,7 +20,7 @@ use crate::{
 #[inline(always)]
 pub fn sn_tc_uplink(ctx: TcContext) -> Verdict {
     let skb = Skb::new(&ctx);
-    skb.verdict(uplink(skb))
+    skb.verdict(ProgramId::TcUplink, uplink(skb))
 }
 
 #[inline(always)]
@@ -43,8 +43,16 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
         entry: Be32::ZERO,
         hop: Hop::FORWARD,
     };
-    enter(skb, config, &entry, &mut arrival)
-        .or_else(|reason| mesh::refuse(skb, config, &entry.packet, arrival, reason))
+    enter(skb, config, &entry, &mut arrival).or_else(|reason| {
+        mesh::refuse(
+            ProgramId::TcUplink,
+            skb,
+            config,
+            &entry.packet,
+            arrival,
+            reason,
+        )
+    })
 }
 
 /// What names no port itself: an ICMP error, or a later fragment.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::classifier, programs::TcContext,
 };
 use dataplane_abi::{
-    Be32, DropReason, FRAGMENT_MESH, NodeConfig, SIDE_PACKETS,
+    Be32, DropReason, FRAGMENT_MESH, NodeConfig, ProgramId, SIDE_PACKETS,
     net::{mac_suffix, mesh_mac::Kind},
 };
 
@@ -27,7 +27,7 @@ use crate::{
 #[inline(always)]
 pub fn sn_tc_vxlan(ctx: TcContext) -> Verdict {
     let skb = Skb::new(&ctx);
-    skb.verdict(vxlan(skb))
+    skb.verdict(ProgramId::TcVxlan, vxlan(skb))
 }
 
 #[inline(always)]
@@ -107,5 +107,5 @@ fn mesh(
     let published = entry::published(packet.dst, packet.dst_port, packet.proto, SIDE_PACKETS)
         .ok_or(DropReason::NotPublished)?;
     mesh::deliver(skb, config, packet, published, arrival)
-        .or_else(|reason| mesh::refuse(skb, config, packet, arrival, reason))
+        .or_else(|reason| mesh::refuse(ProgramId::TcVxlan, skb, config, packet, arrival, reason))
 }

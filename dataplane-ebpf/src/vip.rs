@@ -191,10 +191,12 @@ fn backend_of_flow(
     } else {
         0
     };
+    let now = now();
     let flow = VipFlowValue {
-        last_seen: now(),
+        last_seen: now,
         vip: packet.dst,
         flags,
+        opened: now,
     };
     VIP_FLOWS
         .insert(key, flow, 0)

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use dataplane_abi::DropReason;
+use dataplane_abi::{DropReason, ProgramId};
 
 use crate::{
     count::{self, Volume},
@@ -27,7 +27,7 @@ pub fn sn_xdp_uplink(ctx: XdpContext) -> u32 {
     match uplink(&ctx) {
         Ok(action) => action,
         Err(reason) => {
-            count::dropped(reason, volume(&ctx));
+            count::dropped(ProgramId::XdpUplink, reason, volume(&ctx));
             XDP_DROP
         }
     }

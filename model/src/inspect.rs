@@ -99,6 +99,8 @@ pub struct FlowRow {
     pub backend: String,
     /// Entry node's hostname, or `local`.
     pub entry: String,
+    /// Since its entry was made; none where an earlier build made it.
+    pub age_ms: Option<u64>,
     pub idle_ms: u64,
 }
 
@@ -106,6 +108,18 @@ pub struct FlowRow {
 pub struct DropRow {
     pub reason: String,
     pub explanation: String,
+    /// By all programs.
+    pub packets: u64,
+    pub bytes: u64,
+    /// Those that dropped any.
+    pub programs: Vec<ProgramDrops>,
+}
+
+/// What one program dropped for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramDrops {
+    /// Its name in the kernel, such as `sn_tc_task`.
+    pub program: String,
     pub packets: u64,
     pub bytes: u64,
 }

@@ -24,6 +24,8 @@ fn flows_and_counters_follow_the_connections() -> Result<()> {
         let row = flows.iter().find(|row| row["client"] == client.as_str());
         let row = row.with_context(|| format!("{client} in {flows:?}"))?;
         assert_eq!(row["state"], "established", "{row}");
+        let (age, idle) = (row["age_ms"].as_u64(), row["idle_ms"].as_u64());
+        ensure!(age.is_some() && age >= idle, "{row}");
     }
     let client = open[0].answer.from.to_string();
     let one = owner.cli_json(&["inspect", "flows", "--client", &client])?;

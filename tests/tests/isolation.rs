@@ -43,6 +43,8 @@ fn tasks_of_one_node_reach_each_other_by_published_ports_only() -> Result<()> {
     let counted = drops.iter().find(|row| row["reason"] == "isolated");
     let packets = counted.and_then(|row| row["packets"].as_u64());
     assert!(packets.is_some_and(|packets| packets >= 4), "{drops:?}");
+    let program = counted.map(|row| &row["programs"][0]["program"]);
+    assert_eq!(program, Some(&"sn_tc_gateway".into()), "{drops:?}");
 
     let publish = ["--publish-add", "8080:80", "--publish-add", "8080:80/udp"];
     let update = ["service", "update", "--detach"];

@@ -7,14 +7,14 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use model::inspect::{
-    BackendRow, DnsRow, DropRow, EndpointRow, FlowRow, NodeRow, ServiceRow, VipRow,
+    BackendRow, DnsRow, DropRow, EndpointRow, FlowRow, NodeRow, ProgramDrops, ServiceRow, VipRow,
 };
 use serde::de::DeserializeOwned;
 
 use crate::{
     client::{Client, Route},
     output::{Format, Listing, Row, short_id},
-    units::show_bytes,
+    units::{show_bytes, show_span},
 };
 use screen::Screen;
 
@@ -330,7 +330,8 @@ impl Row for BackendRow {
 
 impl Row for FlowRow {
     const HEADERS: &'static [&'static str] = &[
-        "SERVICE", "PROTOCOL", "STATE", "CLIENT", "FRONTEND", "TASK", "BACKEND", "ENTRY", "IDLE",
+        "SERVICE", "PROTOCOL", "STATE", "CLIENT", "FRONTEND", "TASK", "BACKEND", "ENTRY", "AGE",
+        "IDLE",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -343,7 +344,8 @@ impl Row for FlowRow {
             task_name(&self.task),
             self.backend.clone(),
             self.entry.clone(),
-            format!("{:.1}s", self.idle_ms as f64 / 1000.0),
+            self.age_ms.map_or_else(|| "-".to_owned(), show_span),
+            show_span(self.idle_ms),
         ]
     }
 
@@ -353,13 +355,15 @@ impl Row for FlowRow {
 }
 
 impl Row for DropRow {
-    const HEADERS: &'static [&'static str] = &["REASON", "PACKETS", "BYTES", "EXPLANATION"];
+    const HEADERS: &'static [&'static str] =
+        &["REASON", "PACKETS", "BYTES", "PROGRAM", "EXPLANATION"];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.reason.clone(),
             self.packets.to_string(),
             bytes(self.bytes),
+            programs(&self.programs),
             self.explanation.clone(),
         ]
     }
@@ -400,6 +404,17 @@ fn bytes(bytes: u64) -> String {
 }
 
 /// `web.1.1y5k9h2m8a0p` for a task name that ends in its whole id.
+/// Who dropped how many packets; of one alone, the row's own count says it.
+fn programs(drops: &[ProgramDrops]) -> String {
+    if let [one] = drops {
+        return one.program.clone();
+    }
+    let words = drops
+        .iter()
+        .map(|one| format!("{} {}", one.program, one.packets));
+    words.collect::<Vec<_>>().join(", ")
+}
+
 fn task_name(name: &str) -> String {
     match name.rsplit_once('.') {
         Some((before, id)) if id.len() == model::id::ID_LEN => format!("{before}.{}", short_id(id)),
@@ -449,6 +464,7 @@ mod tests {
             task: task.into(),
             backend: "172.18.0.5:80".into(),
             entry: "local".into(),
+            age_ms: Some(0),
             idle_ms: 0,
         }
     }
@@ -485,16 +501,34 @@ mod tests {
             client: None,
             backend: None,
         };
-        let drops: DropRow =
-            serde_json::from_str(r#"{"reason":"x","explanation":"x.","packets":1,"bytes":60}"#)
-                .unwrap();
+        let drops: DropRow = serde_json::from_str(
+            r#"{"reason":"x","explanation":"x.","packets":1,"bytes":60,"programs":[]}"#,
+        )
+        .unwrap();
         assert!(!filter.takes(&drops.facts()), "drops are of no service");
     }
 
     #[test]
     fn json_keeps_the_daemons_names() {
-        let json = r#"{"reason":"NO_BACKEND","explanation":"x","packets":1,"bytes":60}"#;
+        let json = r#"{"reason":"NO_BACKEND","explanation":"x","packets":1,"bytes":60,"programs":[{"program":"sn_connect4","packets":1,"bytes":60}]}"#;
         let rows: Vec<DropRow> = vec![serde_json::from_str(json).unwrap()];
         assert_eq!(render(&Format::Json, &rows).unwrap(), format!("{json}\n"));
+    }
+
+    #[test]
+    fn drops_name_their_programs_and_how_many_each_when_they_are_several() {
+        let drops = |counts: &[(&str, u64)]| {
+            let one = |(program, packets): &(&str, u64)| ProgramDrops {
+                program: (*program).to_owned(),
+                packets: *packets,
+                bytes: 60,
+            };
+            programs(&counts.iter().map(one).collect::<Vec<_>>())
+        };
+        assert_eq!(drops(&[("sn_tc_task", 3)]), "sn_tc_task");
+        assert_eq!(
+            drops(&[("sn_tc_vxlan", 2), ("sn_tc_task", 3)]),
+            "sn_tc_vxlan 2, sn_tc_task 3"
+        );
     }
 }

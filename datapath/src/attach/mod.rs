@@ -18,6 +18,7 @@ use std::{
 };
 
 use clsact::Done;
+use dataplane_abi::ProgramId;
 use nix::net::if_::if_indextoname;
 use tracing::{debug, info, warn};
 
@@ -93,17 +94,18 @@ impl Hook {
 
     /// Name in the object.
     pub const fn program(self) -> &'static str {
-        match self {
-            Self::UplinkXdp => "sn_xdp_uplink",
-            Self::UplinkTc => "sn_tc_uplink",
-            Self::Vxlan => "sn_tc_vxlan",
-            Self::Task => "sn_tc_task",
-            Self::Gateway => "sn_tc_gateway",
-            Self::Connect4 => "sn_connect4",
-            Self::Sendmsg4 => "sn_sendmsg4",
-            Self::Recvmsg4 => "sn_recvmsg4",
-            Self::Getpeername4 => "sn_getpeer4",
-        }
+        let program = match self {
+            Self::UplinkXdp => ProgramId::XdpUplink,
+            Self::UplinkTc => ProgramId::TcUplink,
+            Self::Vxlan => ProgramId::TcVxlan,
+            Self::Task => ProgramId::TcTask,
+            Self::Gateway => ProgramId::TcGateway,
+            Self::Connect4 => ProgramId::Connect4,
+            Self::Sendmsg4 => ProgramId::Sendmsg4,
+            Self::Recvmsg4 => ProgramId::Recvmsg4,
+            Self::Getpeername4 => ProgramId::Getpeer4,
+        };
+        program.name()
     }
 
     /// First part of the name of the link's pin. Holds no dash.

@@ -9,7 +9,7 @@ use std::{
 use dataplane_abi::{FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN, FlowKey, FlowValue};
 use model::{feed::NodeView, inspect::FlowRow, spec::Protocol};
 
-use super::{Names, Result, idle, is_live, socket};
+use super::{Names, Result, is_live, since, socket};
 use crate::{
     datapath::Datapath,
     sys,
@@ -58,7 +58,8 @@ impl Datapath {
                     true => "local".to_owned(),
                     false => names.node_at(flow.entry_vtep.into()),
                 },
-                idle_ms: idle_ms(flow.last_seen, now),
+                age_ms: age_ms(flow.opened, now),
+                idle_ms: since_ms(flow.last_seen, now),
             })
             .collect();
         rows.extend(self.maps.vip_flows()?.iter().map(|(key, flow)| {
@@ -81,7 +82,8 @@ impl Datapath {
                 task: endpoint.map_or_else(|| "?".to_owned(), |id| names.task(id)),
                 backend: socket(backend.addr, key.backend_port.to_host()),
                 entry: "local".to_owned(),
-                idle_ms: idle_ms(flow.last_seen, now),
+                age_ms: age_ms(flow.opened, now),
+                idle_ms: since_ms(flow.last_seen, now),
             }
         }));
         rows.sort_by(|a, b| (&a.frontend, &a.client).cmp(&(&b.frontend, &b.client)));
@@ -147,14 +149,25 @@ fn state(key: &FlowKey, flow: &FlowValue, is_answered: bool) -> &'static str {
     }
 }
 
-fn idle_ms(last_seen: u64, now: Duration) -> u64 {
-    idle(last_seen, now).as_millis() as u64
+fn age_ms(opened: u64, now: Duration) -> Option<u64> {
+    (opened != 0).then(|| since_ms(opened, now))
+}
+
+fn since_ms(then: u64, now: Duration) -> u64 {
+    since(then, now).as_millis() as u64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tables::Published;
+
+    #[test]
+    fn age_is_told_where_it_is_known() {
+        let now = Duration::from_millis(5_000);
+        assert_eq!(age_ms(2_000_000_000, now), Some(3_000));
+        assert_eq!(age_ms(0, now), None);
+    }
 
     #[test]
     fn live_flows_are_those_of_the_ports_and_the_address() {

@@ -17,9 +17,9 @@ use aya::{
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropCounter, DropReason, EndpointKey, EndpointValue,
     FlowKey, FlowValue, LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PortWord,
-    PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot, SIDE_PACKETS, ServiceValue, Stats,
-    TargetKey, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey, net::task_mac,
-    ports::port_index,
+    ProgramId, PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot, SIDE_PACKETS, ServiceValue,
+    Stats, TargetKey, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey,
+    drops::drop_index, net::task_mac, ports::port_index,
 };
 
 pub use netns::*;
@@ -383,9 +383,24 @@ impl Node {
 
     /// All drops so far, packets by reason.
     pub fn drops(&mut self) -> BTreeMap<&'static str, u64> {
+        let mut drops = BTreeMap::new();
+        for program in ProgramId::ALL {
+            for (reason, packets) in self.drops_of(program.name()) {
+                *drops.entry(reason).or_default() += packets;
+            }
+        }
+        drops
+    }
+
+    /// What one program dropped.
+    pub fn drops_of(&mut self, name: &str) -> BTreeMap<&'static str, u64> {
+        let program = ProgramId::ALL
+            .iter()
+            .find(|one| one.name() == name)
+            .unwrap();
         let map = PerCpuArray::<_, DropCounter>::try_from(self.ebpf.map("DROPS").unwrap()).unwrap();
         let count = |reason: DropReason| {
-            let values = map.get(&(reason as u32), 0).unwrap();
+            let values = map.get(&drop_index(*program, reason), 0).unwrap();
             values.iter().map(|counter| counter.packets).sum::<u64>()
         };
         DropReason::ALL
@@ -410,7 +425,11 @@ impl Node {
     /// Runs and checks that the packet is dropped for exactly this reason, once.
     #[track_caller]
     pub fn assert_drops(&mut self, name: &str, packet: &[u8], reason: DropReason) {
-        let before = self.drops().get(reason.label()).copied().unwrap_or(0);
+        let before = self
+            .drops_of(name)
+            .get(reason.label())
+            .copied()
+            .unwrap_or(0);
         let total: u64 = self.drops().values().sum();
         let outcome = if name == "sn_xdp_uplink" {
             self.run_xdp(packet, LOOPBACK)
@@ -431,7 +450,7 @@ impl Node {
         );
         let drops = self.drops();
         assert_eq!(
-            drops.get(reason.label()),
+            self.drops_of(name).get(reason.label()),
             Some(&(before + 1)),
             "drops are {drops:?}"
         );

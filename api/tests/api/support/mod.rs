@@ -161,6 +161,7 @@ impl LocalNode for TestNode {
                 explanation: "no task to send to".into(),
                 packets: 3,
                 bytes: 180,
+                programs: Vec::new(),
             }])),
             table => Err(ApiError::unavailable(format!(
                 "no data plane for {table:?}"

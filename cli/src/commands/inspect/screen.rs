@@ -86,6 +86,7 @@ mod tests {
             explanation: "The service.".into(),
             packets,
             bytes: 2048 * packets,
+            programs: Vec::new(),
         }
     }
 
