@@ -492,10 +492,40 @@ fn flow_of_a_slot_that_moved_often_goes_where_its_pin_says() {
         &frame
             .clone()
             .ttl(63)
-            .mesh(Kind::SecondHop, 12, PEER)
+            .mesh(Kind::Search(3), 12, PEER)
             .bytes(),
     );
     assert!(bench.flow().is_none());
+}
+
+/// Nodes that have a pin of a connection that ended hand a packet to each other no longer than it
+/// takes to ask whom the ring names.
+#[test]
+fn pin_that_outlived_its_connection_sends_no_packet_round() {
+    let mut bench = Bench::new();
+    bench.publish(backend(EP_2, PEER_2, PEER_2));
+    let frame = client_to_task(PSH_ACK);
+    // The task that the pin names has nothing: it can only be the owner before.
+    bench.host.node.pin(CLIENT, ENTRY_ADDR, EP, Be32::ZERO);
+    send(
+        &bench.peer,
+        MESH_VNI,
+        &frame.clone().mesh(Kind::SecondHop, EP, PEER).bytes(),
+    );
+    assert_packets_equal(
+        &receive(&bench.peer_2).1,
+        &frame.clone().ttl(63).mesh(Kind::Last, EP_2, PEER).bytes(),
+    );
+    // That one, when it has nothing either, does not ask whom the pin names.
+    bench.host.node.pin(CLIENT, ENTRY_ADDR, EP_2, PEER_2);
+    send(
+        &bench.peer_2,
+        MESH_VNI,
+        &frame.clone().mesh(Kind::Last, EP, PEER).bytes(),
+    );
+    let expected = frame.reset().mesh(Kind::Return, EP, NODE).bytes();
+    assert_packets_equal(&receive(&bench.peer).1, &expected);
+    assert_eq!(bench.host.node.drops()["unknown-flow"], 1);
 }
 
 #[test]

@@ -104,6 +104,8 @@ pub mod mesh_mac {
     pub const FORWARD: [u8; 2] = [0x06, 0x53];
     /// From there once more: to the owner before the last ring change, or where the flow is pinned.
     pub const SECOND_HOP: [u8; 2] = [0x0a, 0x53];
+    /// Once more from whom a pin named in vain: whoever gets it asks nobody.
+    pub const LAST: [u8; 2] = [0x16, 0x53];
     /// First byte of a hop among nodes whose rings differ; the second is how many may follow.
     pub const SEARCH: u8 = 0x12;
     /// How many nodes are asked in such a search after the first.
@@ -116,6 +118,7 @@ pub mod mesh_mac {
     pub enum Kind {
         Forward,
         SecondHop,
+        Last,
         /// With the hops that may follow.
         Search(u8),
         Return,
@@ -128,6 +131,7 @@ impl mesh_mac::Kind {
         match self {
             Self::Forward => mesh_mac::FORWARD,
             Self::SecondHop => mesh_mac::SECOND_HOP,
+            Self::Last => mesh_mac::LAST,
             Self::Search(left) => [mesh_mac::SEARCH, left],
             Self::Return => mesh_mac::RETURN,
         }
@@ -146,6 +150,7 @@ impl mesh_mac::Kind {
         match [mac[0], mac[1]] {
             mesh_mac::FORWARD => Some(Self::Forward),
             mesh_mac::SECOND_HOP => Some(Self::SecondHop),
+            mesh_mac::LAST => Some(Self::Last),
             [mesh_mac::SEARCH, left] if left <= mesh_mac::SEARCH_HOPS_MAX => {
                 Some(Self::Search(left))
             }
@@ -177,6 +182,7 @@ mod tests {
         for kind in [
             Kind::Forward,
             Kind::SecondHop,
+            Kind::Last,
             Kind::Search(0),
             Kind::Search(3),
             Kind::Return,

@@ -38,8 +38,10 @@ pub struct Hop(u32);
 impl Hop {
     pub const FORWARD: Self = Self(0);
     const SECOND: Self = Self(1);
+    /// After a pin led nowhere.
+    const LAST: Self = Self(2);
     /// Among nodes whose rings differ, as the last one.
-    const SEARCH_LAST: Self = Self(2);
+    const SEARCH_LAST: Self = Self(3);
     /// All who could have the flow were asked.
     const NOBODY: Self = Self(32);
     /// As far as this node can tell, but its ring and the sender's differ.
@@ -50,6 +52,7 @@ impl Hop {
         match kind {
             Kind::Forward | Kind::Return => Self::FORWARD,
             Kind::SecondHop => Self::SECOND,
+            Kind::Last => Self::LAST,
             Kind::Search(left) => Self(Self::SEARCH_LAST.0 + u32::from(left)),
         }
     }
@@ -63,10 +66,12 @@ impl Hop {
     /// Of an onward hop.
     #[inline(always)]
     pub fn mac(self, endpoint: u32) -> [u8; 6] {
-        if self == Self::SECOND {
-            return Kind::SecondHop.mac(endpoint);
-        }
-        Kind::Search((self.0 - Self::SEARCH_LAST.0) as u8).mac(endpoint)
+        let kind = match self {
+            Self::SECOND => Kind::SecondHop,
+            Self::LAST => Kind::Last,
+            hop => Kind::Search((hop.0 - Self::SEARCH_LAST.0) as u8),
+        };
+        kind.mac(endpoint)
     }
 
     #[inline(always)]
@@ -93,6 +98,15 @@ impl Hop {
             _ => Self(Self::SEARCH_LAST.0 + SEARCH_HOPS_MAX as u32),
         }
     }
+
+    /// The next, to whom a pin names.
+    #[inline(always)]
+    fn by_pin(self) -> Self {
+        match self {
+            Self::FORWARD => Self::SECOND,
+            hop => hop.search(),
+        }
+    }
 }
 
 /// Whom to ask next for a flow that `arrival.endpoint` does not have, and how: whom the flow's pin
@@ -101,6 +115,9 @@ impl Hop {
 /// Nodes learn of a change one after the other, and may skip some. A packet that did not come where
 /// this node's ring would have sent it was sent by another ring: then its owners are asked too, and
 /// whoever is last refuses nothing.
+///
+/// A pin may be older than the connection, and nodes need not agree on it. So each hop is of a later kind
+/// than the one before, forward, second, last or search, or leaves fewer: no packet goes round.
 #[inline(always)]
 pub fn find(
     config: &NodeConfig,
@@ -108,25 +125,28 @@ pub fn find(
     published: &ServiceValue,
     arrival: Arrival,
 ) -> (Owner, Hop) {
+    if arrival.hop == Hop::LAST {
+        return (Owner::NOBODY, Hop::NOBODY);
+    }
     let pin = pin(packet);
     if let Some(owner) = pin
         && owner.endpoint != arrival.endpoint
     {
-        let is_search = arrival.hop.is_search();
-        let search = arrival.hop.search();
-        return (owner, if is_search { search } else { Hop::SECOND });
+        return (owner, arrival.hop.by_pin());
     }
     let Some([now, before]) = owners(config, packet, published) else {
         return (Owner::NOBODY, Hop::NOBODY);
     };
     let at_now = now.endpoint == arrival.endpoint;
     let at_before = before.endpoint == arrival.endpoint;
-    // A pin that led here in vain is of an earlier connection from the same port.
-    let is_as_sent = pin.is_some()
-        || arrival.hop == Hop::FORWARD && at_now
-        || arrival.hop == Hop::SECOND && at_before;
-    if is_as_sent {
-        return (before, if at_before { Hop::NOBODY } else { Hop::SECOND });
+    let next = match arrival.hop {
+        Hop::FORWARD if at_now => Some(Hop::SECOND),
+        // The pin that led here in vain is of an earlier connection from the same port.
+        Hop::SECOND if at_before || pin.is_some() => Some(Hop::LAST),
+        _ => None,
+    };
+    if let Some(next) = next {
+        return (before, if at_before { Hop::NOBODY } else { next });
     }
     if at_now && at_before {
         return (now, Hop::UNDECIDED);
