@@ -33,7 +33,7 @@ use crate::{
 
 impl Datapath {
     /// Live connections to tasks of this node that are not of the slot's owner of now, in order. Of more
-    /// than can be told, those come first that are not of the one before either.
+    /// than can be told, those that need it most.
     ///
     /// Those of `told` stay as long as they live: nodes that are behind may need them, though by the
     /// ring of now they are where they should be.
@@ -48,27 +48,23 @@ impl Datapath {
             .iter()
             .filter(|(key, flow)| is_live(key.proto, flow, now));
         let displaced = live.filter_map(|(key, flow)| {
-            let [owner, before] = owners(&tables, key, flow)?;
+            let owners = owners(&tables, key, flow)?;
             let pin = Pin {
                 client: SocketAddrV4::new(key.client.into(), key.client_port.to_host()),
                 frontend: SocketAddrV4::new(flow.node_addr.into(), flow.published.to_host()),
                 endpoint: EndpointId(flow.endpoint),
             };
             let is_told = || told.binary_search(&pin).is_ok();
-            (owner != flow.endpoint || is_told()).then_some((before == flow.endpoint, pin))
+            Some((Need::of(flow.endpoint, owners, is_told)?, pin))
         });
-        let mut displaced: Vec<_> = displaced.collect();
-        displaced.sort_unstable();
+        let displaced: Vec<_> = displaced.collect();
         if displaced.len() > PINS_PER_NODE_MAX {
             warn!(
                 flow.displaced = displaced.len(),
                 "only {PINS_PER_NODE_MAX} of the flows that changes displaced outlive the next ones"
             );
-            displaced.truncate(PINS_PER_NODE_MAX);
         }
-        let mut pins: Vec<_> = displaced.into_iter().map(|(_, pin)| pin).collect();
-        pins.sort_unstable();
-        Ok(pins)
+        Ok(most_needed(displaced, PINS_PER_NODE_MAX))
     }
 
     /// Makes PINS hold `pins`, by their owners' nodes, and nothing else.
@@ -132,6 +128,42 @@ impl Datapath {
     }
 }
 
+/// What a flow is without its pin, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    /// Lost: its slot names others.
+    Lost,
+    /// Lost at the next move of its slot.
+    LostNext,
+    /// Lost to nodes that are behind, if at all.
+    LostToSome,
+}
+
+impl Need {
+    /// Of a flow that `endpoint` has, by the owners that its slot names, of now and before. `None`: it
+    /// needs no pin.
+    fn of(
+        endpoint: u32,
+        [owner, before]: [u32; 2],
+        is_told: impl FnOnce() -> bool,
+    ) -> Option<Self> {
+        match endpoint {
+            _ if endpoint == owner => is_told().then_some(Self::LostToSome),
+            _ if endpoint == before => Some(Self::LostNext),
+            _ => Some(Self::Lost),
+        }
+    }
+}
+
+/// Of more than `most` those that need it most; in order of pins.
+fn most_needed(mut displaced: Vec<(Need, Pin)>, most: usize) -> Vec<Pin> {
+    displaced.sort_unstable();
+    displaced.truncate(most);
+    let mut pins: Vec<_> = displaced.into_iter().map(|(_, pin)| pin).collect();
+    pins.sort_unstable();
+    pins
+}
+
 /// A [`PinKey`] that can be ordered.
 pub(crate) type PinOrder = (SocketAddrV4, SocketAddrV4);
 
@@ -186,4 +218,32 @@ fn owners(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> Option<[u32; 2]> 
     let slot = RingSlot::from_raw(*slot);
     let endpoint = |index: u16| Some(backends.get(usize::from(index))?.endpoint);
     Some([endpoint(slot.now)?, endpoint(slot.before)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In the order of what is lost without them, not of when the change was or of their clients.
+    #[test]
+    fn pins_that_nothing_else_replaces_are_the_last_to_be_cut() {
+        let pin = |port| Pin {
+            client: format!("203.0.113.9:{port}").parse().unwrap(),
+            frontend: "192.0.2.1:8080".parse().unwrap(),
+            endpoint: EndpointId(7),
+        };
+        let told = || true;
+        let needs =
+            [[7, 9], [9, 7], [9, 9], [7, 7], [8, 9]].map(|owners| Need::of(7, owners, told));
+        let displaced: Vec<_> = needs
+            .into_iter()
+            .map(Option::unwrap)
+            .zip((1..).map(pin))
+            .collect();
+        let kept = |most| most_needed(displaced.clone(), most);
+        assert_eq!(kept(2), [3, 5].map(pin));
+        assert_eq!(kept(3), [2, 3, 5].map(pin));
+        assert_eq!(kept(9), [1, 2, 3, 4, 5].map(pin));
+        assert_eq!(Need::of(7, [7, 9], || false), None, "nobody was told of it");
+    }
 }
