@@ -10,8 +10,9 @@ use std::{
 use model::{TaskId, TaskState, Version, object::Task};
 use tokio::time::Instant;
 
-/// How long a stop waits for acknowledgements.
-pub(crate) const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a stop waits for acknowledgements: longer than a node that is not heard of stays live, so
+/// that only one that is there and does not apply what it hears is overtaken.
+pub(crate) const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The tasks that have been asked to stop and have not ended.
 #[derive(Debug, Default)]

@@ -23,10 +23,11 @@ use crate::{
     access::{caller, no_cluster, not_a_member, revoke},
     authority::{self, certify},
     dispatcher::Hub,
-    drain::DRAIN_DEADLINE,
     liveness::Liveness,
 };
 
+/// For all nodes to know that one leaves.
+const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at what the nodes have reached.
 const LEAVE_LOOK: Duration = Duration::from_millis(20);
 
@@ -75,7 +76,7 @@ impl Membership for MembershipService {
                 look.tick().await;
             }
         };
-        if tokio::time::timeout(DRAIN_DEADLINE, unseen).await.is_err() {
+        if tokio::time::timeout(LEAVE_WAIT, unseen).await.is_err() {
             warn!(node.id = %node, "not every node knows yet that the node leaves");
         }
         info!(node.id = %node, "node left");

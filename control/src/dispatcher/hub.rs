@@ -289,12 +289,17 @@ impl Hub {
     /// The lowest version that any node reached of those that are not down in `state`. With none
     /// there is nobody to wait for.
     pub(crate) fn reached_by_all(&self, state: &State) -> Version {
+        let live = self.reached_by_live(state).into_values();
+        live.min().unwrap_or(Version(u64::MAX))
+    }
+
+    /// What each node reached of those that are not down in `state`.
+    pub(crate) fn reached_by_live(&self, state: &State) -> HashMap<NodeId, Version> {
         let inner = self.lock();
-        state
+        let live = state
             .nodes()
-            .filter(|node| node.status.state != NodeState::Down)
-            .map(|node| inner.reached.get(&node.id).copied().unwrap_or_default())
-            .min()
-            .unwrap_or(Version(u64::MAX))
+            .filter(|node| node.status.state != NodeState::Down);
+        let reached = |id| inner.reached.get(&id).copied().unwrap_or_default();
+        live.map(|node| (node.id, reached(node.id))).collect()
     }
 }

@@ -4,7 +4,7 @@
 //! * [`hub`]: who is connected, and what each session has yet to look at; what each node
 //!   acknowledged.
 //! * [`rounds`]: the loop that follows the store, decides on drains, and hands the outcome to the
-//!   sessions.
+//!   sessions. [`pace`]: how fast.
 //! * [`session`]: one agent's session. [`ledger`]: what that agent holds; [`flight`]: what it has
 //!   yet to acknowledge.
 //! * [`statuses`]: the loop that commits what agents report of their tasks.
@@ -13,6 +13,7 @@
 mod flight;
 mod hub;
 mod ledger;
+mod pace;
 mod rounds;
 mod service;
 mod session;

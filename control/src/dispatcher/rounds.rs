@@ -1,5 +1,6 @@
 //! Follows the store: each round takes the sessions to the newest state, with the stops that must
-//! wait held back. A round without a commit releases stops.
+//! wait held back. A round without a commit releases stops. After one that moves rings, commits wait
+//! until it is everywhere ([`Pace`]); what they changed by then is one round.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,10 +13,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::hub::{Hub, Round, Work};
+use super::{
+    hub::{Hub, Round, Work},
+    pace::{PACE_MAX, Pace},
+};
 use crate::{
     drain::Drains,
-    projection::{Touch, touched},
+    projection::{Touch, moves_rings, touched},
 };
 
 /// For a commit whose state is there already.
@@ -30,14 +34,15 @@ pub(crate) async fn run(store: Store, hub: Arc<Hub>, cancel: CancellationToken) 
         hub,
         commits,
         drains: Drains::default(),
+        pace: Pace::default(),
     };
     rounds.begin_anew();
     loop {
-        let overdue = wait_until(rounds.drains.next_deadline());
+        let overdue = wait_until(rounds.next_deadline());
         tokio::select! {
             biased;
             () = cancel.cancelled() => return,
-            commit = rounds.commits.recv() => match commit {
+            commit = rounds.commits.recv(), if rounds.pace.is_open() => match commit {
                 Ok(commit) => rounds.follow(&commit).await,
                 Err(RecvError::Lagged(_)) => rounds.begin_anew(),
                 Err(RecvError::Closed) => return,
@@ -55,13 +60,20 @@ struct Rounds {
     /// Of the last round.
     state: Arc<State>,
     drains: Drains,
+    pace: Pace,
 }
 
 impl Rounds {
+    /// When to look again though nothing was acknowledged.
+    fn next_deadline(&self) -> Option<Instant> {
+        let deadlines = [self.drains.next_deadline(), self.pace.next_deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
     /// From the store's newest state, whatever happened before.
     fn begin_anew(&mut self) {
         self.commits = self.store.commits();
-        self.state = self.store.state();
+        let before = std::mem::replace(&mut self.state, self.store.state());
         let now = Instant::now();
         let gone: Vec<_> = self
             .drains
@@ -74,6 +86,10 @@ impl Rounds {
         for task in self.state.tasks() {
             self.drains.observe(task.id, Some(task), now);
         }
+        let tasks = before.tasks().chain(self.state.tasks());
+        if moves_rings(&before, &self.state, tasks.map(|task| task.id)) {
+            self.pace.moved(self.state.version(), now);
+        }
         self.decide();
         self.publish(&Work::All);
     }
@@ -84,13 +100,18 @@ impl Rounds {
             return self.begin_anew();
         };
         let mut touches = touched(&self.state, &state, &changes);
-        self.state = state;
+        let before = std::mem::replace(&mut self.state, state);
         let now = Instant::now();
-        for touch in &touches {
-            if let Touch::Task { task, .. } = touch {
-                let stored = self.state.task(*task).map(|task| &**task);
-                self.drains.observe(*task, stored, now);
-            }
+        let tasks = touches.iter().filter_map(|touch| match touch {
+            Touch::Task { task, .. } => Some(*task),
+            _ => None,
+        });
+        for task in tasks.clone() {
+            let stored = self.state.task(task).map(|task| &**task);
+            self.drains.observe(task, stored, now);
+        }
+        if moves_rings(&before, &self.state, tasks) {
+            self.pace.moved(self.state.version(), now);
         }
         touches.extend(self.decide().into_iter().map(|task| self.touch(task)));
         self.publish(&Work::Touched(touches));
@@ -125,7 +146,7 @@ impl Rounds {
 
     /// A round for stops that may be released, if any.
     fn release(&mut self) {
-        self.hub.settle(&self.state);
+        self.settle();
         let released = self.decide();
         if !released.is_empty() {
             let touches = released.into_iter().map(|task| self.touch(task)).collect();
@@ -158,13 +179,24 @@ impl Rounds {
         Touch::Task { task, endpoint }
     }
 
-    fn publish(&self, work: &Work) {
+    fn publish(&mut self, work: &Work) {
         let round = Round {
             state: Arc::clone(&self.state),
             held: Arc::new(self.drains.held()),
         };
         self.hub.publish(round, work);
+        self.settle();
+    }
+
+    /// How far all nodes are, for the agents and for the next move of rings.
+    fn settle(&mut self) {
         self.hub.settle(&self.state);
+        // By the newest state: a node that went down meanwhile is not waited for.
+        let live = self.hub.reached_by_live(&self.store.state());
+        for node in self.pace.look(live.into_iter(), Instant::now()) {
+            warn!(node.id = %node, "the node has not applied the last change after {PACE_MAX:?}; \
+                connections to its tasks may end at the next ones");
+        }
     }
 }
 

@@ -111,7 +111,8 @@ async fn serve(
         networks: BTreeSet::new(),
         released: BTreeSet::new(),
         updates: 0,
-        unsettled: None,
+        updated: Version::default(),
+        settled: Version::default(),
         drift: 0,
     };
     let end = match session.welcome().await {
@@ -198,8 +199,10 @@ struct Session<'a> {
     released: BTreeSet<TaskId>,
     /// Updates sent.
     updates: u64,
-    /// Version of the last one, until the agent knows that all nodes have it.
-    unsettled: Option<Version>,
+    /// Version of the last one.
+    updated: Version,
+    /// What the agent was told that all nodes have.
+    settled: Version,
     /// Heartbeats in a row with another view than ours.
     drift: u32,
 }
@@ -312,6 +315,8 @@ impl Session<'_> {
             return Err(End::Refused(not_a_member(self.node)));
         }
         self.keep_pace(&round.state).await?;
+        // Before the update, which may take from flows the owner that only pins know of then.
+        self.tell_news().await?;
         let is_first = self.updates == 0;
         let update = self.update(&round, &if is_first { Work::All } else { work });
         // The first update goes out even when empty: it tells the agent that it is up to date.
@@ -322,22 +327,22 @@ impl Session<'_> {
             debug!(feed.version = %version, feed.put = update.put.len(),
                 feed.removed = update.removed.len(), "update sent");
             self.send(ManagerMessage::Update(update)).await?;
-            self.unsettled = Some(version);
+            self.updated = version;
         }
         self.seat.reached(self.flight.reached());
         // A node that comes back may have been everywhere already.
         self.tell_news().await
     }
 
-    /// Passes on other nodes' pins, and says when the last update is at all nodes.
+    /// Passes on other nodes' pins, and says which of the updates are at all nodes.
     async fn tell_news(&mut self) -> Result<(), End> {
         let News { pins, settled } = self.seat.news();
         for (node, pins) in pins {
             let pins = pins.to_vec();
             self.send(ManagerMessage::Pins { node, pins }).await?;
         }
-        if self.unsettled.is_some_and(|version| version <= settled) {
-            self.unsettled = None;
+        if self.settled < self.updated && self.settled < settled {
+            self.settled = settled;
             let version = settled;
             self.send(ManagerMessage::Settled { version }).await?;
         }

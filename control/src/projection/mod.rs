@@ -24,7 +24,7 @@ use model::{
 };
 use store::State;
 
-pub(crate) use touch::{Touch, touched};
+pub(crate) use touch::{Touch, moves_rings, touched};
 
 /// One node's part of one state of the store.
 pub(crate) struct Projection<'a> {
@@ -206,10 +206,7 @@ impl<'a> Projection<'a> {
             node,
             addresses,
             state,
-            weight: match (service, self.state.node(node)) {
-                (Some(service), Some(node)) => traffic(service).weight_on(&node.spec.labels),
-                _ => 1,
-            },
+            weight: weight(self.state, task),
         }))
     }
 
@@ -263,6 +260,23 @@ fn backend_state(task: &Task) -> Option<BackendState> {
         Some(BackendState::Active)
     } else {
         Some(BackendState::Starting)
+    }
+}
+
+/// The task's part of its service's rings, which move when it changes; `None` when it has none.
+fn ring_share(state: &State, id: TaskId) -> Option<u32> {
+    let task = state.task(id)?;
+    let is_active = backend_state(task) == Some(BackendState::Active);
+    let is_there = is_active && !is_down(state, task.node?);
+    is_there.then(|| weight(state, task))
+}
+
+/// What the service's labels give to tasks on this one's node.
+fn weight(state: &State, task: &Task) -> u32 {
+    let node = task.node.and_then(|node| state.node(node));
+    match (state.service(task.service), node) {
+        (Some(service), Some(node)) => traffic(service).weight_on(&node.spec.labels),
+        _ => 1,
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use model::{EndpointId, NetworkId, NodeId, ServiceId, TaskId};
 use store::{Change, Key, State};
 
-use super::{is_down, is_meshed, traffic};
+use super::{is_down, is_meshed, ring_share, traffic};
 
 /// Names what has to be projected anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +64,15 @@ pub(crate) fn touched(before: &State, now: &State, changes: &[Change]) -> BTreeS
         }
     }
     touches
+}
+
+/// Whether any of these tasks came to its service's rings, went from them, or weighs otherwise.
+pub(crate) fn moves_rings(
+    before: &State,
+    now: &State,
+    mut tasks: impl Iterator<Item = TaskId>,
+) -> bool {
+    tasks.any(|task| ring_share(before, task) != ring_share(now, task))
 }
 
 fn touch_tasks(
