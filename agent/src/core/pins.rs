@@ -23,8 +23,17 @@ pub(super) struct PinBook {
     is_loaded: bool,
     /// The managers have heard of this node's.
     is_told: bool,
-    /// Every node has what this one has applied.
-    is_settled: bool,
+    /// The view's version when rings last moved here.
+    moved: Version,
+    /// What every node has applied, as far as this one has heard.
+    settled: Version,
+}
+
+impl PinBook {
+    /// Every node has the rings of this one.
+    fn is_settled(&self) -> bool {
+        self.settled >= self.moved
+    }
 }
 
 impl Core {
@@ -43,14 +52,13 @@ impl Core {
                 .by_node
                 .values_mut()
                 .for_each(|pins| pins.sort_unstable());
+            // Whatever the former agent heard: those pins stay until every node has this view.
+            self.pins.moved = self.view.version;
             self.pins.is_loaded = true;
         }
+        let is_settled = self.pins.is_settled();
         let known = self.pins.by_node.entry(own).or_default();
-        let keep = if self.pins.is_settled {
-            &[]
-        } else {
-            &known[..]
-        };
+        let keep = if is_settled { &[] } else { &known[..] };
         let found = tokio::task::block_in_place(|| self.datapath.displaced_flows(keep))?;
         let is_news = *known != found;
         if is_news {
@@ -67,8 +75,12 @@ impl Core {
 
     /// A change of rings is in the maps.
     pub(super) fn rings_changed(&mut self) {
-        self.pins.is_settled = false;
+        self.pins.moved = self.view.version;
         self.tell_pins();
+        if self.pins.is_settled() {
+            // A matter of this node alone, such as a task that is gone: nobody is behind.
+            self.settle_in();
+        }
     }
 
     /// The managers may have lost what they were told.
@@ -86,12 +98,17 @@ impl Core {
 
     /// Every node has applied `version`.
     pub(super) fn hear_settled(&mut self, version: Version) {
-        if version < self.view.version {
+        let was_settled = self.pins.is_settled();
+        self.pins.settled = version.max(self.pins.settled);
+        if was_settled || !self.pins.is_settled() {
             return;
         }
-        self.pins.is_settled = true;
         // Once more: nodes that were behind have sent new flows here by their old rings.
         self.tell_pins();
+        self.settle_in();
+    }
+
+    fn settle_in(&mut self) {
         if let Err(err) = self.datapath.settle_in(SETTLE) {
             error!("connections that nobody has are not refused yet: {err:#}");
         }
