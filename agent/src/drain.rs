@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, sleep_until};
 
 use crate::netns::Netns;
 
@@ -11,8 +11,11 @@ use crate::netns::Netns;
 pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// How long the kernel may take to deliver what an ended task had sent.
 pub const LAST_BYTES_MAX: Duration = Duration::from_secs(2);
-/// Between two looks.
+/// Between two looks, ...
 const LOOK: Duration = Duration::from_millis(20);
+/// ... and at least so many times what the last one cost: the kernel walks its whole table of sockets,
+/// those of all namespaces, which takes ten milliseconds and more.
+const LOOK_COSTS: u32 = 20;
 
 /// States of `/proc/net/tcp` in which a peer is owed something (`include/net/tcp_states.h`).
 const ESTABLISHED: u8 = 1;
@@ -37,23 +40,49 @@ pub async fn last_bytes_leave(netns: &Netns) {
 
 async fn none_left(netns: &Netns, time: Duration, count: fn(&str) -> usize) -> usize {
     let deadline = Instant::now() + time;
-    let mut look = interval(LOOK);
     loop {
-        look.tick().await;
-        let left = sockets(netns).map_or(0, |table| count(&table));
-        if left == 0 || Instant::now() >= deadline {
+        let sockets = sockets(netns);
+        let left = sockets.as_ref().map_or(0, |seen| count(&seen.table));
+        let now = Instant::now();
+        if left == 0 || now >= deadline {
             return left;
         }
+        let cost = sockets.map_or(Duration::ZERO, |seen| seen.cost);
+        sleep_until(deadline.min(now + LOOK.max(cost * LOOK_COSTS))).await;
     }
 }
 
+/// The TCP sockets of a namespace.
+struct Sockets {
+    /// `/proc/net/tcp` and `tcp6`.
+    table: String,
+    /// CPU time.
+    cost: Duration,
+}
+
 /// `None` for a namespace that cannot be read: it holds up no stop.
-fn sockets(netns: &Netns) -> Option<String> {
-    let tables = netns.run(|| {
+fn sockets(netns: &Netns) -> Option<Sockets> {
+    // A thread of its own, whose time is that of the look.
+    let sockets = netns.run(|| {
         let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
-        Ok(read("tcp")? + &read("tcp6").unwrap_or_default())
+        Ok(Sockets {
+            table: read("tcp")? + &read("tcp6").unwrap_or_default(),
+            cost: thread_time(),
+        })
     });
-    tables.ok()
+    sockets.ok()
+}
+
+/// CPU time of the calling thread.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a timespec of ours.
+    let got = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(got, 0, "every thread has this clock");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn count_served(table: &str) -> usize {
