@@ -47,6 +47,15 @@ async fn names_files_and_namespaces_are_the_tasks() {
 }
 
 #[tokio::test]
+async fn the_agents_precedence_is_not_its_tasks() {
+    // SAFETY: takes numbers only; 0 is this thread, which starts the shim.
+    let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) };
+    assert_eq!(set, 0, "needs CAP_SYS_NICE");
+    let (_, output) = Node::new().run(sh("nice")).await;
+    assert_eq!(output, "0");
+}
+
+#[tokio::test]
 async fn root_in_a_task_is_not_root_of_the_node() {
     let node = Node::new();
     let script = "grep CapEff /proc/self/status; \

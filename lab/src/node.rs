@@ -147,6 +147,11 @@ impl Node {
         self.agent = None;
     }
 
+    /// Process id of the agent, if it was started.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
     /// `swarmnet <args>` on this node; gives standard output.
     ///
     /// # Errors

@@ -6,6 +6,20 @@ use anyhow::{Context, Result};
 use lab::wait_for;
 use swarmnet_tests::{Asker, Cluster, Conversation, ask_tcp};
 
+/// Tasks that keep every CPU busy must not keep a node's rings behind those of others.
+#[test]
+fn agents_go_before_tasks() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let pid = cluster.node(1).agent_pid().expect("it runs");
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+        // `pid (name) state …`: the niceness is the 19th field (proc_pid_stat(5)).
+        let (_, fields) = stat.rsplit_once(") ").expect("the name is in brackets");
+        assert_eq!(fields.split(' ').nth(16), Some("-10"), "{stat}");
+    }
+    Ok(())
+}
+
 #[test]
 fn killed_agents_cut_no_connection_and_adopt_everything_when_they_return() -> Result<()> {
     let mut cluster = Cluster::new()?;

@@ -14,6 +14,7 @@ mod lock;
 mod member;
 mod node;
 mod ports;
+mod precedence;
 mod private;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use self::{config::DaemonConfig, lock::StateLock, node::Node};
 pub fn run(args: AgentArgs) -> Result<()> {
     let config = DaemonConfig::check(args)?;
     start_log(&config.log)?;
+    precedence::take();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -64,6 +64,7 @@ fn run(dir: &TaskDir) -> io::Result<()> {
     // Signals to the agent's process group are not for the shim; blocked rather than ignored,
     // because ignoring would be inherited by the task.
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
+    sys::take_usual_priority();
     let _ = setsid(); // fails only for a process group leader, which then has its own already
     std::env::set_current_dir("/")?;
 

@@ -46,6 +46,13 @@ pub(super) fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
+/// Gives up the precedence that the agent has over tasks, and this process has from it.
+pub(super) fn take_usual_priority() {
+    // SAFETY: takes numbers only; 0 is the calling process. What has no precedence may not be able to
+    // change it, and need not.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+}
+
 /// A detached bind mount of `path` (`open_tree(2)`), to be attached once the root has changed: so
 /// an image's symbolic links are followed inside the image only.
 pub(super) fn open_tree(path: &Path) -> io::Result<OwnedFd> {
