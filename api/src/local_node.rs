@@ -10,6 +10,8 @@ use model::{
     spec::{Availability, ClusterSpec, Protocol},
 };
 
+use vault::UnlockKey;
+
 use crate::error::ApiError;
 
 /// The node behind the socket: its membership in a cluster, and its data plane.
@@ -22,6 +24,9 @@ pub trait LocalNode: Send + Sync + 'static {
     /// Joins a cluster, and returns once the managers know this node. Called only when the node
     /// is in none.
     async fn join(&self, params: JoinParams) -> Result<(), ApiError>;
+
+    /// Goes on as a manager that was locked. Called only when it is.
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError>;
 
     /// Leaves the cluster and forgets it. Whether a manager may is settled before, unless
     /// `force`.
@@ -86,6 +91,8 @@ pub enum MemberState {
     /// In none.
     #[default]
     Inactive,
+    /// A manager that wants the unlock key.
+    Locked,
     /// A member that has not reached a manager yet.
     Pending,
     /// Runs tasks.

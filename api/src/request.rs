@@ -190,6 +190,15 @@ pub(crate) struct SwarmInit {
 
 impl Input for SwarmInit {}
 
+/// `POST /swarm/unlock`.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SwarmUnlock {
+    #[serde(rename = "UnlockKey", default)]
+    pub(crate) unlock_key: String,
+}
+
+impl Input for SwarmUnlock {}
+
 /// `POST /swarm/join`; `bollard` leaves out the availability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SwarmJoin {

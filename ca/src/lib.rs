@@ -6,6 +6,7 @@
 //! * [`identity`]: who a certificate says its holder is.
 //! * [`roots`]: what a node trusts; the digest by which a join token names a root.
 //! * [`certificate`]: all that a node needs to prove itself: key, chain and roots.
+//! * [`clock`]: waits by the time that certificates go by.
 //! * [`tls`]: connections between nodes, TLS 1.3 only, with all of the above.
 //!
 //! The form of certificates is SwarmKit's: the node's id is the common name, its role the
@@ -13,6 +14,7 @@
 
 pub mod authority;
 pub mod certificate;
+pub mod clock;
 #[cfg(test)]
 mod fixture;
 pub mod identity;

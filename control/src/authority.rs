@@ -32,19 +32,24 @@ impl Authority for AuthorityService {
     /// In the role that the cluster wants the node in.
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Certified>, Status> {
         let node = caller(&request)?.node;
-        let key = read(&request.get_ref().request_pem)?;
-        let state = self.store.state();
-        let cluster = state.cluster().ok_or_else(no_cluster)?;
-        let role = state
-            .node(node)
-            .ok_or_else(|| not_a_member(node))?
-            .spec
-            .role;
-        let certified = certify(cluster, node, role, &key, Timestamp::now())
-            .map_err(|error| Status::internal(error.to_string()))?;
+        let certified = renew(&self.store, node, &request.get_ref().request_pem)?;
         info!(node.id = %node, "certificate renewed");
         Ok(Response::new(certified))
     }
+}
+
+/// Signs for a node that is a member, in the role that the cluster wants it in.
+pub(crate) fn renew(store: &Store, node: NodeId, request_pem: &str) -> Result<Certified, Status> {
+    let key = read(request_pem)?;
+    let state = store.state();
+    let cluster = state.cluster().ok_or_else(no_cluster)?;
+    let role = state
+        .node(node)
+        .ok_or_else(|| not_a_member(node))?
+        .spec
+        .role;
+    certify(cluster, node, role, &key, Timestamp::now())
+        .map_err(|error| Status::internal(error.to_string()))
 }
 
 /// The request in a call.

@@ -20,6 +20,7 @@ use model::{
     token::JoinToken,
 };
 use store::Transaction;
+use vault::UnlockKey;
 
 use crate::{
     allocator::{AllocateError, create_ingress},
@@ -114,6 +115,7 @@ fn cluster(now: Timestamp, options: &InitOptions, ca: RootCa) -> Result<Cluster,
         ca,
         data_path,
         revoked: BTreeMap::new(),
+        unlock_key: options.spec.autolock.then(UnlockKey::generate),
     })
 }
 

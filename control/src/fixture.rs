@@ -59,6 +59,7 @@ pub fn cluster() -> Cluster {
         },
         data_path: DataPathConfig::default(),
         revoked: Default::default(),
+        unlock_key: None,
     }
 }
 

@@ -10,6 +10,7 @@ mod drain;
 #[cfg(test)]
 mod fixture;
 mod liveness;
+mod lock;
 mod manager;
 mod membership;
 pub mod ops;

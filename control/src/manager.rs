@@ -1,13 +1,6 @@
 //! A manager: the store, the loops that work on it, and the gRPC server for the other nodes.
 
-use std::{
-    io,
-    net::SocketAddr,
-    panic::AssertUnwindSafe,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
 
 use ca::NodeTls;
 use futures::FutureExt;
@@ -15,7 +8,7 @@ use model::{
     Version,
     inspect::NodeRow,
     object::NodeState,
-    rpc::{AuthorityServer, DispatcherServer, MembershipServer},
+    rpc::{AuthorityServer, Certified, DispatcherServer, MembershipServer},
 };
 use store::{Store, StoreConfig, StoreError, WriteError};
 use tokio::net::TcpListener;
@@ -23,15 +16,17 @@ use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
-use tonic::service::Routes;
+use tonic::{Status, service::Routes};
 use tracing::{Instrument, error, error_span, info, warn};
+use vault::UnlockKey;
 
 use crate::{
     access::Access,
-    authority::AuthorityService,
+    authority::{self, AuthorityService},
     bootstrap::{self, BootstrapError, InitOptions, NodeCredentials},
     dispatcher::{self, DispatcherService, Hub},
     liveness::Liveness,
+    lock,
     membership::MembershipService,
     stage,
 };
@@ -46,6 +41,8 @@ pub struct ManagerConfig {
     pub state_dir: PathBuf,
     /// For the other nodes. Port 0 asks for a free one.
     pub listen_addr: SocketAddr,
+    /// Opens what the manager keeps, where managers are locked.
+    pub unlock: Option<UnlockKey>,
 }
 
 /// Why a manager does not start.
@@ -104,11 +101,8 @@ impl Manager {
     ) -> Result<(Self, NodeCredentials), ManagerError> {
         let (listener, local_addr) = listen(config.listen_addr).await?;
         let advertised = init.advertise_port.unwrap_or(local_addr.port());
-        let store = open_store(
-            &config.state_dir,
-            SocketAddr::from((init.advertise_addr, advertised)),
-        )
-        .await?;
+        let advertised = SocketAddr::from((init.advertise_addr, advertised));
+        let store = open_store(&config, advertised).await?;
         let created = store
             .write(|tx| bootstrap::create(tx, &init, local_addr.port()))
             .await;
@@ -135,7 +129,7 @@ impl Manager {
     /// When the address is taken, the store cannot be opened, or it has no cluster.
     pub async fn open(config: ManagerConfig, tls: NodeTls) -> Result<Self, ManagerError> {
         let (listener, local_addr) = listen(config.listen_addr).await?;
-        let store = open_store(&config.state_dir, local_addr).await?;
+        let store = open_store(&config, local_addr).await?;
         if store.state().cluster().is_none() {
             store.shutdown().await;
             return Err(ManagerError::NoCluster(config.state_dir));
@@ -191,6 +185,7 @@ impl Manager {
             dispatcher::run_statuses(store.clone(), source, cancel.clone()),
         );
         self.spawn("pipeline", stage::run(store.clone(), cancel.clone()));
+        self.spawn("lock", lock::run(store.clone(), cancel.clone()));
         let on_down = {
             let hub = hub.clone();
             move |node| hub.end_session(node)
@@ -259,6 +254,16 @@ impl Manager {
         self.inner.local_addr
     }
 
+    /// Signs for this manager's own node: it needs no certificate for that, so that a cluster whose
+    /// managers were all away for longer than their certificates lived comes back by itself.
+    ///
+    /// # Errors
+    /// A request that is none, or a node that is no member any more.
+    pub fn certify(&self, request_pem: &str) -> Result<Certified, Status> {
+        let node = self.inner.tls.with(|own| own.identity().node);
+        authority::renew(&self.inner.store, node, request_pem)
+    }
+
     /// Each node, and how far it follows: `inspect nodes`.
     pub fn node_rows(&self) -> Vec<NodeRow> {
         let state = self.inner.store.state();
@@ -298,8 +303,12 @@ async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ManagerEr
         .map_err(|source| ManagerError::Listen { addr, source })
 }
 
-async fn open_store(dir: &Path, addr: SocketAddr) -> Result<Store, StoreError> {
-    Store::open(dir, StoreConfig::alone(addr)).await
+async fn open_store(config: &ManagerConfig, addr: SocketAddr) -> Result<Store, StoreError> {
+    let store = StoreConfig {
+        unlock: config.unlock.clone(),
+        ..StoreConfig::alone(addr)
+    };
+    Store::open(&config.state_dir, store).await
 }
 
 fn state_name(state: NodeState) -> &'static str {

@@ -10,6 +10,7 @@ use std::{
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use vault::UnlockKey;
 
 use crate::{
     id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId},
@@ -110,6 +111,9 @@ pub struct Cluster {
     /// Certificates that are void before their time, by their nodes.
     #[serde(default)]
     pub revoked: BTreeMap<NodeId, Revocation>,
+    /// Seals the data key of every manager, where they are to be locked.
+    #[serde(default)]
+    pub unlock_key: Option<UnlockKey>,
 }
 
 /// Voids the certificates of a node.

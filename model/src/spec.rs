@@ -318,6 +318,8 @@ pub struct ClusterSpec {
     pub max_snapshots: u64,
     pub dispatcher_heartbeat: Duration,
     pub cert_expiry: Duration,
+    /// Whether a manager that starts wants the unlock key.
+    pub autolock: bool,
 }
 
 impl Default for ClusterSpec {
@@ -330,6 +332,7 @@ impl Default for ClusterSpec {
             max_snapshots: 0,
             dispatcher_heartbeat: Duration::from_secs(5),
             cert_expiry: Duration::from_secs(90 * 24 * 3600),
+            autolock: false,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
+use vault::KeyFileError;
+
 use crate::{StaleObject, Superseded, raft::Member};
 
 /// The store cannot be opened or has stopped.
@@ -24,6 +26,10 @@ pub enum StoreError {
          again", path.display()
     )]
     Damaged { path: PathBuf, reason: String },
+    /// The key to what it keeps is not to be had; [`KeyFileError::Locked`] when it asks for an
+    /// unlock key.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
     #[error(
         "`{}` has format {found}, this version of swarmnet reads up to {known}; start the newer \
          swarmnet that wrote it", path.display()

@@ -22,8 +22,8 @@
 //!   leader of yesterday cannot overwrite what it has not seen, whatever happens to elections.
 //! * The state lives in memory. On disk are the log, the vote and a snapshot; a start reads the
 //!   snapshot and replays the log behind it.
-//! * One file, one place where values are encoded (`disk/record.rs`, where encryption goes), one
-//!   seam to other managers ([`raft::RaftTransport`]).
+//! * One file, one place where values are sealed with the manager's data key (`disk/record.rs`),
+//!   one seam to other managers ([`raft::RaftTransport`]).
 //!
 //! # Figures
 //! `cargo run --release -p swarmnet-store --example writes`, with two fsyncs a commit, on 2 cores

@@ -16,6 +16,7 @@ use tokio::{
     task::spawn_blocking,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vault::{DataKey, UnlockKey};
 
 use crate::{
     Commit, State, StoreError, Transaction, WriteError,
@@ -59,6 +60,8 @@ pub struct StoreConfig {
     pub start: Start,
     /// How this one reaches others.
     pub transport: Arc<dyn RaftTransport>,
+    /// Opens the data key, where managers are locked.
+    pub unlock: Option<UnlockKey>,
 }
 
 impl StoreConfig {
@@ -68,6 +71,7 @@ impl StoreConfig {
             addr,
             start: Start::Found,
             transport: Arc::new(NoTransport),
+            unlock: None,
         }
     }
 }
@@ -99,10 +103,11 @@ impl Store {
     /// ever acknowledged is applied, if this is the only manager; at once otherwise.
     ///
     /// # Errors
-    /// When the directory is taken, damaged, or of a newer format.
+    /// When the directory is taken, locked, damaged, or of a newer format.
     pub async fn open(dir: &Path, config: StoreConfig) -> Result<Self, StoreError> {
         let dir = dir.to_owned();
-        let opened = spawn_blocking(move || open_disk(&dir)).await;
+        let unlock = config.unlock.clone();
+        let opened = spawn_blocking(move || open_disk(&dir, unlock.as_ref())).await;
         let Opened {
             disk,
             id,
@@ -219,6 +224,21 @@ impl Store {
         begun.map_err(|error| self.stopped(&error))
     }
 
+    /// Has the data key sealed by `unlock`, or kept plain without one. Returns when it is on disk.
+    ///
+    /// # Errors
+    /// When it cannot be written; it stays as it was.
+    pub async fn seal_key(&self, unlock: Option<UnlockKey>) -> Result<(), StoreError> {
+        let disk = Arc::clone(&self.0.disk);
+        let sealed = spawn_blocking(move || disk.seal_key(unlock.as_ref())).await;
+        sealed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+
+    /// What this manager's files are sealed with; for those beside the store's.
+    pub fn data_key(&self) -> &DataKey {
+        self.0.disk.data_key()
+    }
+
     /// Stops, leaving the disk in order. Writes fail from now on.
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
@@ -330,8 +350,8 @@ struct Opened {
     publisher: Publisher,
 }
 
-fn open_disk(dir: &Path) -> Result<Opened, StoreError> {
-    let disk = Arc::new(Disk::open(dir)?);
+fn open_disk(dir: &Path, unlock: Option<&UnlockKey>) -> Result<Opened, StoreError> {
+    let disk = Arc::new(Disk::open(dir, unlock)?);
     let read = || {
         let id = match disk.get(Slot::RaftId)? {
             Some(id) => id,

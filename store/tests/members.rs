@@ -51,6 +51,7 @@ impl Wires {
             addr: addr(number),
             start,
             transport: Arc::new(self.clone()),
+            unlock: None,
         };
         let store = Store::open(dir.path(), config).await.unwrap();
         self.0.lock().unwrap().insert(addr(number), store.clone());

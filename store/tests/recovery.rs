@@ -136,15 +136,18 @@ async fn crash_image(dir: &TempDir, snapshot_interval: u64) -> (Vec<u8>, State) 
     (image, state)
 }
 
+const KEY: &str = "data.key";
+
 fn file(dir: &Path) -> PathBuf {
     dir.join("store.redb")
 }
 
-/// Opens a store with this file: either with all that was acknowledged, or not at all.
-/// Returns whether it opened.
-async fn whole_or_refused(image: &[u8], wanted: &State, what: &str) -> bool {
+/// Opens a store with this file, and the key in `from`: either with all that was acknowledged, or
+/// not at all. Returns whether it opened.
+async fn whole_or_refused(from: &TempDir, image: &[u8], wanted: &State, what: &str) -> bool {
     let dir = TempDir::new().unwrap();
     fs::write(file(dir.path()), image).unwrap();
+    fs::copy(from.path().join(KEY), dir.path().join(KEY)).unwrap();
     match Store::open(dir.path(), StoreConfig::alone(ADDR)).await {
         Ok(store) => {
             assert_eq!(*store.state(), *wanted, "{what}");
@@ -173,7 +176,7 @@ async fn a_crash_leaves_a_file_that_opens() {
     for snapshot_interval in [0, 10] {
         let dir = TempDir::new().unwrap();
         let (image, state) = crash_image(&dir, snapshot_interval).await;
-        assert!(whole_or_refused(&image, &state, "undamaged").await);
+        assert!(whole_or_refused(&dir, &image, &state, "undamaged").await);
     }
 }
 
@@ -195,7 +198,7 @@ async fn a_truncated_file_is_whole_or_refused() {
         ]);
         for len in lens {
             let what = format!("{len} of {} bytes", image.len());
-            refused += usize::from(!whole_or_refused(&image[..len], &state, &what).await);
+            refused += usize::from(!whole_or_refused(&dir, &image[..len], &state, &what).await);
         }
     }
     assert!(refused > 0, "some of what is needed was cut off");
@@ -228,7 +231,7 @@ async fn a_corrupted_file_is_whole_or_refused() {
             let end = (at + len).min(image.len());
             random.fill(&mut image[at..end]);
             let what = format!("interval {snapshot_interval}, seed {seed}: {len} bytes at {at}");
-            refused += usize::from(!whole_or_refused(&image, &state, &what).await);
+            refused += usize::from(!whole_or_refused(&dir, &image, &state, &what).await);
         }
         assert!(refused > 0, "some of what is needed was overwritten");
     }

@@ -334,14 +334,14 @@ async fn a_dropped_store_gives_up_its_directory() {
 async fn a_newer_format_is_refused_and_left_alone() {
     let dir = TempDir::new().unwrap();
     open(dir.path()).await.shutdown().await;
-    set_format(&file(&dir), 2);
+    set_format(&file(&dir), 3);
     let error = refusal(dir.path()).await;
     assert!(
         matches!(
             error,
             StoreError::NewerFormat {
-                found: 2,
-                known: 1,
+                found: 3,
+                known: 2,
                 ..
             }
         ),
@@ -349,7 +349,7 @@ async fn a_newer_format_is_refused_and_left_alone() {
     );
     let text = error.to_string();
     assert!(text.contains(file(&dir).to_str().unwrap()), "{text}");
-    set_format(&file(&dir), 1);
+    set_format(&file(&dir), 2);
     open(dir.path()).await.shutdown().await;
 }
 
@@ -367,6 +367,7 @@ fn set_format(path: &Path, format: u32) {
 #[tokio::test]
 async fn a_file_that_is_no_store_is_refused() {
     let dir = TempDir::new().unwrap();
+    open(dir.path()).await.shutdown().await;
     fs::write(
         file(&dir),
         "not a database, but long enough to look at".repeat(200),

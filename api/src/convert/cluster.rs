@@ -78,7 +78,7 @@ pub fn cluster_spec_to_docker(spec: &ClusterSpec) -> docker::SwarmSpec {
             ..Default::default()
         }),
         encryption_config: Some(docker::SwarmSpecEncryptionConfig {
-            auto_lock_managers: Some(false),
+            auto_lock_managers: Some(spec.autolock),
         }),
         task_defaults: Some(docker::SwarmSpecTaskDefaults::default()),
     }
@@ -123,6 +123,10 @@ pub fn cluster_spec_from_docker(
     if let Some(expiry) = expiry.filter(|expiry| *expiry != 0) {
         read.cert_expiry = duration("NodeCertExpiry", expiry)?;
     }
+    let encryption = spec.encryption_config.as_ref();
+    if let Some(autolock) = encryption.and_then(|encryption| encryption.auto_lock_managers) {
+        read.autolock = autolock;
+    }
     if read.cert_expiry.as_secs() < CERT_EXPIRY_MIN_SECS {
         return Err(ApiError::invalid_argument(
             "minimum certificate expiry time is: 1h0m0s",
@@ -157,6 +161,7 @@ mod tests {
             max_snapshots: 2,
             dispatcher_heartbeat: Duration::from_millis(1500),
             cert_expiry: Duration::from_secs(7200),
+            autolock: true,
         };
         let written = cluster_spec_to_docker(&spec);
         assert_eq!(
@@ -179,10 +184,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (json, named) in [
-            (
-                json!({"EncryptionConfig": {"AutoLockManagers": true}}),
-                "EncryptionConfig.AutoLockManagers",
-            ),
             (json!({"Raft": {"ElectionTick": 3}}), "Raft.ElectionTick"),
             (
                 json!({"CAConfig": {"ForceRotate": 1}}),

@@ -7,6 +7,7 @@ mod networks;
 mod nodes;
 mod services;
 mod swarm;
+pub use swarm::WRONG_KEY;
 mod swarmnet;
 mod system;
 mod tasks;
@@ -103,8 +104,17 @@ pub(crate) fn store(node: &Ctx) -> Result<Store, ApiError> {
     }
 }
 
+/// As Docker's.
+fn locked() -> ApiError {
+    ApiError::unavailable(
+        "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker \
+         swarm unlock\" to unlock it.",
+    )
+}
+
 fn no_manager(state: MemberState) -> ApiError {
     ApiError::unavailable(match state {
+        MemberState::Locked => return locked(),
         MemberState::Inactive | MemberState::Pending => {
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" \
              to connect this node to swarm and try again."

@@ -2,19 +2,20 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use bollard_stubs::models as docker;
-use control::ops::{self, RotateTokens};
+use control::ops::{self, Rotate};
 use ipnet::Ipv4Net;
 use model::{
     object::DataPathConfig,
     spec::{Availability, ClusterSpec},
 };
+use vault::UnlockKey;
 
-use super::{Ctx, state, store};
+use super::{Ctx, locked, state, store};
 use crate::{
     convert,
     error::ApiError,
     local_node::{Host, HostPort, InitRequest, JoinParams, MemberState, ParseHostError},
-    request::{Body, Params, SwarmInit, SwarmJoin},
+    request::{Body, Params, SwarmInit, SwarmJoin, SwarmUnlock},
 };
 
 pub(super) async fn inspect(State(node): State<Ctx>) -> Result<Json<docker::Swarm>, ApiError> {
@@ -61,6 +62,8 @@ pub(super) async fn leave(State(node): State<Ctx>, params: Params) -> Result<(),
             return Err(ApiError::unavailable("This node is not part of a swarm"));
         }
         MemberState::Manager if !force => return Err(manager_must_force(&node)),
+        // Its tasks are ended by the agent, which has no identity yet.
+        MemberState::Locked => return Err(locked()),
         MemberState::Manager | MemberState::Pending | MemberState::Worker => {}
     }
     node.leave(force).await
@@ -94,15 +97,13 @@ pub(super) async fn update(
 ) -> Result<(), ApiError> {
     let store = store(&node)?;
     let version = params.version("swarm")?;
-    if params.flag("rotateManagerUnlockKey") {
-        return Err(ApiError::unsupported("rotateManagerUnlockKey"));
-    }
     let state = store.state();
     let base = &state.cluster().ok_or_else(no_cluster)?.spec;
     let spec = convert::cluster_spec_from_docker(&spec, base)?;
-    let rotate = RotateTokens {
-        worker: params.flag("rotateWorkerToken"),
-        manager: params.flag("rotateManagerToken"),
+    let rotate = Rotate {
+        worker_token: params.flag("rotateWorkerToken"),
+        manager_token: params.flag("rotateManagerToken"),
+        unlock_key: params.flag("rotateManagerUnlockKey"),
     };
     ops::update_cluster(&store, version, spec, rotate).await?;
     Ok(())
@@ -111,26 +112,44 @@ pub(super) async fn update(
 pub(super) async fn unlock_key(
     State(node): State<Ctx>,
 ) -> Result<Json<docker::UnlockKeyResponse>, ApiError> {
-    store(&node)?;
+    let state = state(&node)?;
+    let key = state
+        .cluster()
+        .and_then(|cluster| cluster.unlock_key.as_ref());
     Ok(Json(docker::UnlockKeyResponse {
-        unlock_key: Some(String::new()),
+        unlock_key: Some(key.map(ToString::to_string).unwrap_or_default()),
     }))
 }
 
-pub(super) async fn unlock(State(node): State<Ctx>) -> Result<(), ApiError> {
-    store(&node)?;
-    Err(ApiError::new(StatusCode::CONFLICT, "swarm is not locked"))
+pub(super) async fn unlock(
+    State(node): State<Ctx>,
+    Body(unlock): Body<SwarmUnlock>,
+) -> Result<(), ApiError> {
+    match node.status().state {
+        MemberState::Locked => {}
+        MemberState::Inactive => {
+            return Err(ApiError::unavailable("This node is not part of a swarm"));
+        }
+        MemberState::Pending | MemberState::Worker | MemberState::Manager => {
+            return Err(ApiError::new(StatusCode::CONFLICT, "swarm is not locked"));
+        }
+    }
+    let key = unlock.unlock_key.trim().parse::<UnlockKey>();
+    let key = key.map_err(|_| ApiError::invalid(WRONG_KEY))?;
+    node.unlock(key).await
 }
+
+/// As Docker's.
+pub const WRONG_KEY: &str = "swarm could not be unlocked: invalid key provided";
 
 fn init_request(init: SwarmInit) -> Result<InitRequest, ApiError> {
     let request = init.request;
-    if init.auto_lock_managers {
-        return Err(ApiError::unsupported("AutoLockManagers"));
-    }
     if request.force_new_cluster == Some(true) {
         return Err(ApiError::unsupported("ForceNewCluster"));
     }
     let spec = request.spec.unwrap_or_default();
+    let mut spec = convert::cluster_spec_from_docker(&spec, &ClusterSpec::default())?;
+    spec.autolock |= init.auto_lock_managers;
     Ok(InitRequest {
         listen: listen(request.listen_addr.as_deref())?,
         advertise: address(request.advertise_addr.as_deref())?,
@@ -140,7 +159,7 @@ fn init_request(init: SwarmInit) -> Result<InitRequest, ApiError> {
             request.subnet_size.unwrap_or(0),
             request.data_path_port.unwrap_or(0),
         )?,
-        spec: convert::cluster_spec_from_docker(&spec, &ClusterSpec::default())?,
+        spec,
         availability: availability(init.availability),
     })
 }

@@ -22,6 +22,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(super) async fn ping(State(node): State<Ctx>) -> Response {
     let swarm = match node.status().state {
         MemberState::Inactive => "inactive",
+        MemberState::Locked => "locked",
         MemberState::Pending => "pending",
         MemberState::Worker => "active/worker",
         MemberState::Manager => "active/manager",
@@ -157,6 +158,7 @@ fn swarm_info(node: &Ctx, status: &LocalStatus) -> docker::SwarmInfo {
         node_addr: Some(status.addr.map(|addr| addr.to_string()).unwrap_or_default()),
         local_node_state: Some(match status.state {
             MemberState::Inactive => docker::LocalNodeState::INACTIVE,
+            MemberState::Locked => docker::LocalNodeState::LOCKED,
             MemberState::Pending => docker::LocalNodeState::PENDING,
             MemberState::Worker | MemberState::Manager => docker::LocalNodeState::ACTIVE,
         }),

@@ -31,6 +31,14 @@ const WAYS_OUT: &[(&[&str], &str)] = &[
         &["invalid join token"],
         "`swarmnet join-token worker` on a manager shows the right one",
     ),
+    (
+        &["Swarm is encrypted"],
+        "`swarmnet unlock` asks for the key that `swarmnet unlock-key` shows on another manager",
+    ),
+    (
+        &["could not be unlocked"],
+        "`swarmnet unlock-key` on another manager shows the right one",
+    ),
     (&["service", "not found"], "`swarmnet service ls` lists all"),
     (&["network", "not found"], "`swarmnet network ls` lists all"),
     (&["node", "not found"], "`swarmnet node ls` lists all"),

@@ -56,6 +56,14 @@ pub enum ClientCommand {
     Join(swarm::Join),
     /// Show the token and command to join with, or replace the token
     JoinToken(swarm::JoinToken),
+    /// Change settings of the cluster
+    Update(swarm::Update),
+    /// Show the root certificate
+    Ca(swarm::Ca),
+    /// Unlock this manager after it started
+    Unlock(swarm::Unlock),
+    /// Show the key that unlocks managers, or replace it
+    UnlockKey(swarm::UnlockKey),
     /// Leave the cluster
     Leave(swarm::Leave),
     /// Show this node and its cluster
@@ -101,6 +109,10 @@ async fn dispatch(client: &Client, command: ClientCommand) -> Result<()> {
         ClientCommand::Init(init) => init.run(client).await,
         ClientCommand::Join(join) => join.run(client).await,
         ClientCommand::JoinToken(token) => token.run(client).await,
+        ClientCommand::Update(update) => update.run(client).await,
+        ClientCommand::Ca(ca) => ca.run(client).await,
+        ClientCommand::Unlock(unlock) => unlock.run(client).await,
+        ClientCommand::UnlockKey(key) => key.run(client).await,
         ClientCommand::Leave(leave) => leave.run(client).await,
         ClientCommand::Info(info) => info.run(client).await,
         ClientCommand::Node(node) => node.run(client).await,

@@ -1,9 +1,9 @@
-//! `init`, `join`, `join-token`, `leave`.
+//! `init`, `join`, `join-token`, `update`, `ca`, `unlock`, `unlock-key`, `leave`.
 
 use anyhow::{Context, Result};
 use bollard_stubs::models::{
-    SwarmInitRequest, SwarmSpec, SwarmSpecCaConfig, SwarmSpecDispatcher, SwarmSpecOrchestration,
-    SwarmSpecRaft,
+    Swarm, SwarmInitRequest, SwarmSpec, SwarmSpecCaConfig, SwarmSpecDispatcher,
+    SwarmSpecEncryptionConfig, SwarmSpecOrchestration, SwarmSpecRaft, UnlockKeyResponse,
 };
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -66,6 +66,20 @@ pub struct Init {
     /// Old snapshots kept
     #[arg(long, value_name = "COUNT")]
     max_snapshots: Option<u64>,
+    /// Lock managers: one that starts wants the unlock key
+    #[arg(long)]
+    autolock: bool,
+    /// Another authority that signs certificates
+    #[arg(long, value_name = "SPEC", value_parser = external_ca)]
+    external_ca: Vec<String>,
+}
+
+/// Why there is none.
+fn external_ca(_: &str) -> Result<String, &'static str> {
+    Err(
+        "external authorities are not supported: the cluster signs its certificates itself; leave \
+         the flag out",
+    )
 }
 
 /// The request with what the generated type leaves out.
@@ -75,10 +89,13 @@ struct InitRequest {
     request: SwarmInitRequest,
     #[serde(rename = "Availability")]
     availability: Availability,
+    #[serde(rename = "AutoLockManagers")]
+    autolock: bool,
 }
 
 impl Init {
     pub async fn run(self, client: &Client) -> Result<()> {
+        let autolock = self.autolock;
         let node: String = client
             .post(Route::new("swarm").segment("init"), &self.request())
             .await?;
@@ -88,6 +105,10 @@ impl Init {
             "To add a manager to this swarm, run 'swarmnet join-token manager' and follow the \
              instructions."
         );
+        if autolock {
+            println!();
+            print_unlock_key(&unlock_key(client).await?);
+        }
         Ok(())
     }
 
@@ -117,11 +138,15 @@ impl Init {
                     node_cert_expiry: self.cert_expiry,
                     ..SwarmSpecCaConfig::default()
                 }),
+                encryption_config: Some(SwarmSpecEncryptionConfig {
+                    auto_lock_managers: Some(self.autolock),
+                }),
                 ..SwarmSpec::default()
             }),
         };
         InitRequest {
             request,
+            autolock: self.autolock,
             availability: self.availability,
         }
     }
@@ -230,14 +255,19 @@ impl JoinToken {
 
 async fn rotate(client: &Client, role: Role) -> Result<()> {
     let swarm = client.swarm().await?;
-    let version = swarm.version.and_then(|version| version.index);
-    let route = Route::new("swarm")
-        .segment("update")
-        .query("version", version.unwrap_or_default())
+    let route = update_route(&swarm)
         .query("rotateWorkerToken", role == Role::Worker)
         .query("rotateManagerToken", role == Role::Manager);
     client.post_only(route, &swarm.spec).await?;
     Ok(())
+}
+
+/// An update of what was read.
+fn update_route(swarm: &Swarm) -> Route {
+    let version = swarm.version.as_ref().and_then(|version| version.index);
+    Route::new("swarm")
+        .segment("update")
+        .query("version", version.unwrap_or_default())
 }
 
 async fn token(client: &Client, role: Role) -> Result<String> {
@@ -259,6 +289,170 @@ async fn print_join_command(client: &Client, node: &str, role: Role) -> Result<(
     println!("To add a {role} to this swarm, run the following command:\n");
     println!("    swarmnet join --token {token} {addr}\n");
     Ok(())
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct Update {
+    /// Lock managers: one that starts wants the unlock key
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    autolock: Option<bool>,
+    /// Life of node certificates
+    #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
+    cert_expiry: Option<i64>,
+    /// Period of the nodes' heartbeats
+    #[arg(long, value_name = "DURATION", value_parser = parse_nanos)]
+    dispatcher_heartbeat: Option<i64>,
+    /// Ended tasks kept for each slot
+    #[arg(long, value_name = "COUNT")]
+    task_history_limit: Option<i64>,
+    /// Log entries between snapshots
+    #[arg(long, value_name = "COUNT")]
+    snapshot_interval: Option<u64>,
+    /// Old snapshots kept
+    #[arg(long, value_name = "COUNT")]
+    max_snapshots: Option<u64>,
+    /// Another authority that signs certificates
+    #[arg(long, value_name = "SPEC", value_parser = external_ca)]
+    external_ca: Vec<String>,
+}
+
+impl Update {
+    pub async fn run(self, client: &Client) -> Result<()> {
+        let swarm = client.swarm().await?;
+        let spec = swarm.spec.clone().unwrap_or_default();
+        let was_locking = is_locking(&spec);
+        let spec = self.applied_to(spec);
+        client.post_only(update_route(&swarm), &spec).await?;
+        println!("Swarm updated.");
+        if is_locking(&spec) && !was_locking {
+            println!();
+            print_unlock_key(&unlock_key(client).await?);
+        }
+        Ok(())
+    }
+
+    /// The settings with those that were given.
+    fn applied_to(&self, mut spec: SwarmSpec) -> SwarmSpec {
+        if let Some(autolock) = self.autolock {
+            let encryption = spec.encryption_config.get_or_insert_default();
+            encryption.auto_lock_managers = Some(autolock);
+        }
+        if let Some(expiry) = self.cert_expiry {
+            spec.ca_config.get_or_insert_default().node_cert_expiry = Some(expiry);
+        }
+        if let Some(period) = self.dispatcher_heartbeat {
+            spec.dispatcher.get_or_insert_default().heartbeat_period = Some(period);
+        }
+        if let Some(limit) = self.task_history_limit {
+            let orchestration = spec.orchestration.get_or_insert_default();
+            orchestration.task_history_retention_limit = Some(limit);
+        }
+        if let Some(interval) = self.snapshot_interval {
+            spec.raft.get_or_insert_default().snapshot_interval = Some(interval);
+        }
+        if let Some(keep) = self.max_snapshots {
+            spec.raft.get_or_insert_default().keep_old_snapshots = Some(keep);
+        }
+        spec
+    }
+}
+
+fn is_locking(spec: &SwarmSpec) -> bool {
+    let encryption = spec.encryption_config.as_ref();
+    encryption.and_then(|encryption| encryption.auto_lock_managers) == Some(true)
+}
+
+#[derive(Debug, Args)]
+pub struct Ca {}
+
+impl Ca {
+    pub async fn run(self, client: &Client) -> Result<()> {
+        let root = client
+            .swarm()
+            .await?
+            .tls_info
+            .unwrap_or_default()
+            .trust_root;
+        let root = root.context("the daemon tells no root certificate")?;
+        println!("{}", root.trim_end());
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Unlock {}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct UnlockRequest {
+    unlock_key: String,
+}
+
+impl Unlock {
+    /// The key is read from the standard input: an argument would be seen by everybody.
+    pub async fn run(self, client: &Client) -> Result<()> {
+        use std::io::Write;
+        // On the standard error, so that the answer alone is on the standard output.
+        eprint!("Enter unlock key: ");
+        std::io::stderr().flush()?;
+        let mut key = String::new();
+        std::io::stdin()
+            .read_line(&mut key)
+            .context("cannot read the unlock key")?;
+        let request = UnlockRequest {
+            unlock_key: key.trim().to_owned(),
+        };
+        client
+            .post_only(Route::new("swarm").segment("unlock"), &request)
+            .await?;
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct UnlockKey {
+    /// Only display the key
+    #[arg(short, long)]
+    quiet: bool,
+    /// Replace the key
+    #[arg(long)]
+    rotate: bool,
+}
+
+impl UnlockKey {
+    pub async fn run(self, client: &Client) -> Result<()> {
+        if self.rotate {
+            let swarm = client.swarm().await?;
+            let route = update_route(&swarm).query("rotateManagerUnlockKey", true);
+            client.post_only(route, &swarm.spec).await?;
+            if !self.quiet {
+                println!("Successfully rotated manager unlock key.\n");
+            }
+        }
+        let key = unlock_key(client).await?;
+        match self.quiet {
+            true => println!("{key}"),
+            false => print_unlock_key(&key),
+        }
+        Ok(())
+    }
+}
+
+async fn unlock_key(client: &Client) -> Result<String> {
+    let route = Route::new("swarm").segment("unlockkey");
+    let answer: UnlockKeyResponse = client.get(route).await?;
+    let key = answer.unlock_key.filter(|key| !key.is_empty());
+    key.context("no unlock key is set: lock managers with `swarmnet update --autolock` first")
+}
+
+fn print_unlock_key(key: &str) {
+    println!(
+        "To unlock a swarm manager after it restarts, run the `swarmnet unlock`\ncommand and provide \
+         the following key:\n\n    {key}\n\nPlease remember to store this key in a password manager, \
+         since without it you\nwill not be able to restart the manager."
+    );
 }
 
 #[derive(Debug, Args)]
@@ -302,6 +496,46 @@ mod tests {
         assert_eq!(
             request["Spec"]["CAConfig"]["NodeCertExpiry"],
             7_776_000_000_000_000_i64
+        );
+    }
+
+    #[derive(Debug, Parser)]
+    struct UpdateLine {
+        #[command(flatten)]
+        update: Update,
+    }
+
+    #[test]
+    fn update_changes_what_was_given_and_nothing_else() {
+        let update = |args: &[&str]| {
+            let line = UpdateLine::try_parse_from([&["x"], args].concat()).unwrap();
+            let spec = SwarmSpec {
+                name: Some("default".to_owned()),
+                ..SwarmSpec::default()
+            };
+            serde_json::to_value(line.update.applied_to(spec)).unwrap()
+        };
+        let spec = update(&["--cert-expiry", "2160h0m0s", "--task-history-limit", "0"]);
+        let expiry = 7_776_000_000_000_000_i64;
+        assert_eq!(spec["CAConfig"]["NodeCertExpiry"], expiry);
+        assert_eq!(spec["Orchestration"]["TaskHistoryRetentionLimit"], 0);
+        assert_eq!(spec["Name"], "default");
+        assert_eq!(spec["Raft"], serde_json::Value::Null);
+        for (args, on) in [
+            ("--autolock", true),
+            ("--autolock=true", true),
+            ("--autolock=false", false),
+        ] {
+            assert_eq!(update(&[args])["EncryptionConfig"]["AutoLockManagers"], on);
+        }
+        let nothing = UpdateLine::try_parse_from(["x"]).unwrap_err().to_string();
+        assert!(nothing.contains("--cert-expiry"), "{nothing}");
+        let cfssl = "protocol=cfssl,url=https://ca.example";
+        let external = UpdateLine::try_parse_from(["x", "--external-ca", cfssl]);
+        let external = external.unwrap_err().to_string();
+        assert!(
+            external.contains("signs its certificates itself"),
+            "{external}"
         );
     }
 

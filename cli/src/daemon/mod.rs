@@ -16,6 +16,7 @@ mod node;
 mod ports;
 mod precedence;
 mod private;
+mod renewal;
 
 use std::sync::Arc;
 

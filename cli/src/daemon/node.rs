@@ -17,6 +17,7 @@ use api::{
 };
 use ca::{CaError, NodeKey, NodeTls};
 use control::{InitOptions, Manager, ManagerConfig, ManagerError, NodeCredentials};
+use hyper::StatusCode;
 use jiff::Timestamp;
 use model::{
     NodeId,
@@ -26,8 +27,9 @@ use model::{
     spec::Protocol,
 };
 use tokio::sync::RwLock;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
+use vault::{KeyFile, KeyFileError, UnlockKey};
 
 use super::{
     addresses::{self, AddrError, LocalAddr},
@@ -37,6 +39,7 @@ use super::{
     join::{self, Joined},
     member::{ManagerAddrs, Member},
     ports,
+    renewal::{self, Signer},
 };
 
 /// The daemon's one node.
@@ -51,8 +54,12 @@ pub struct Node {
 
 #[derive(Default)]
 struct Seen {
+    /// The membership of a manager that wants the unlock key; then there is no other.
+    locked: Option<Member>,
     member: Option<Membership>,
     manager: Option<Manager>,
+    /// Ends the renewal of the certificate when it goes.
+    renewal: Option<DropGuard>,
 }
 
 /// Who the node is in its cluster, and its proof.
@@ -76,16 +83,33 @@ impl Node {
     /// # Errors
     /// The manager or the agent does not start.
     pub async fn resume(&self) -> Result<()> {
-        let mut agent = self.agent.write().await;
         let Some(member) = Member::load(&self.config.state_dir)? else {
             info!("this node is in no cluster yet");
             return Ok(());
         };
-        let tls = NodeTls::new(self.certificates().load()?)?;
+        self.go_on(member, None).await
+    }
+
+    /// Starts what a member runs. A manager that is locked waits for [`Node::unlock`].
+    async fn go_on(&self, member: Member, unlock: Option<UnlockKey>) -> Result<()> {
+        let mut agent = self.agent.write().await;
+        let vault = || KeyFile::new(&self.config.manager_dir()).read(unlock.as_ref());
+        let certificate = match self.certificates().load(vault) {
+            Err(err) if is_locked(&err) => {
+                info!("this manager is locked; `swarmnet unlock` goes on");
+                self.seen().locked = Some(member);
+                return Ok(());
+            }
+            loaded => loaded?,
+        };
+        let tls = NodeTls::new(certificate)?;
         let member = Membership { member, tls };
         let manager = match member.member.manager {
             Some(addrs) => {
-                let config = self.manager_config(addrs.listen);
+                let config = ManagerConfig {
+                    unlock,
+                    ..self.manager_config(addrs.listen)
+                };
                 Some(Manager::open(config, member.tls.clone()).await?)
             }
             None => None,
@@ -103,7 +127,7 @@ impl Node {
         if let Some(agent) = agent.take() {
             agent.stop().await;
         }
-        let manager = self.seen().manager.take();
+        let manager = self.take_manager();
         if let Some(manager) = manager {
             manager.shutdown().await;
         }
@@ -115,7 +139,34 @@ impl Node {
     }
 
     fn see(&self, member: Option<Membership>, manager: Option<Manager>) {
-        *self.seen() = Seen { member, manager };
+        let renewal = member.as_ref();
+        let renewal = renewal.map(|member| self.start_renewal(member, manager.clone()));
+        *self.seen() = Seen {
+            locked: None,
+            member,
+            manager,
+            renewal,
+        };
+    }
+
+    /// Ends what goes on beside the agent.
+    fn take_manager(&self) -> Option<Manager> {
+        let mut seen = self.seen();
+        seen.renewal = None;
+        seen.manager.take()
+    }
+
+    fn start_renewal(&self, membership: &Membership, manager: Option<Manager>) -> DropGuard {
+        let managers = membership.member.credentials.managers.clone();
+        let signer = move || match &manager {
+            Some(manager) => Signer::Own(manager.clone()),
+            None => Signer::Others(managers.clone()),
+        };
+        let cancel = CancellationToken::new();
+        let (tls, certificates) = (membership.tls.clone(), self.certificates());
+        let renewing = renewal::run(tls, certificates, signer, cancel.clone());
+        tokio::spawn(renewing);
+        cancel.drop_guard()
     }
 
     fn certificates(&self) -> Certificates {
@@ -126,6 +177,7 @@ impl Node {
         ManagerConfig {
             state_dir: self.config.manager_dir(),
             listen_addr,
+            unlock: None,
         }
     }
 
@@ -166,7 +218,7 @@ impl Node {
         let (manager, credentials) =
             bootstrapped.map_err(|err| self.undo_files(manager_error(err)))?;
         let member = first_member(credentials, manager.local_addr(), addrs.advertise_port);
-        match self.enter(&member).await {
+        match self.enter(&member, Some(&manager)).await {
             Ok(started) => {
                 *agent = Some(started);
                 let node = member.member.credentials.node;
@@ -201,7 +253,7 @@ impl Node {
         };
         let joined = join::join(&params.remotes, &request, key).await?;
         let member = joined_member(joined)?;
-        match self.enter(&member).await {
+        match self.enter(&member, None).await {
             Ok(started) => {
                 *agent = Some(started);
                 self.see(Some(member), None);
@@ -215,10 +267,15 @@ impl Node {
     }
 
     /// Keeps the membership and starts the agent.
-    async fn enter(&self, membership: &Membership) -> Result<Agent, ApiError> {
+    async fn enter(
+        &self,
+        membership: &Membership,
+        manager: Option<&Manager>,
+    ) -> Result<Agent, ApiError> {
         let entered = async {
-            let saved = |certificate: &_| self.certificates().save(certificate);
-            membership.tls.with(saved)?;
+            let vault = manager.map(|manager| manager.store().data_key());
+            let save = |certificate: &_| self.certificates().save(certificate, vault);
+            membership.tls.with(save)?;
             // Last: without it the rest counts for nothing.
             membership.member.save(&self.config.state_dir)?;
             self.start_agent(membership).await
@@ -242,13 +299,25 @@ impl Node {
     }
 
     fn require_no_member(&self) -> Result<(), ApiError> {
-        if self.seen().member.is_none() {
+        let seen = self.seen();
+        if seen.member.is_none() && seen.locked.is_none() {
             return Ok(());
         }
         Err(ApiError::unavailable(
             "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm \
              and join another one.",
         ))
+    }
+
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError> {
+        let Some(member) = self.seen().locked.clone() else {
+            return Err(ApiError::new(StatusCode::CONFLICT, "swarm is not locked"));
+        };
+        let unlocked = self.go_on(member, Some(key)).await;
+        unlocked.map_err(|err| match err.downcast_ref() {
+            Some(KeyFileError::WrongKey(_)) => ApiError::invalid(api::WRONG_KEY),
+            _ => ApiError::internal(format!("{err:#}")),
+        })
     }
 
     async fn leave(&self) -> Result<(), ApiError> {
@@ -264,7 +333,7 @@ impl Node {
             Some(agent) => agent.leave().await,
             None => Ok(()),
         };
-        let manager = self.seen().manager.take();
+        let manager = self.take_manager();
         if let Some(manager) = manager {
             manager.shutdown().await;
         }
@@ -278,6 +347,10 @@ impl Node {
             .and(forgotten)
             .map_err(|err| ApiError::internal(format!("{err:#}")))
     }
+}
+
+fn is_locked(err: &anyhow::Error) -> bool {
+    matches!(err.downcast_ref(), Some(KeyFileError::Locked(_)))
 }
 
 /// A manager that cannot be told finds out by the missing heartbeats.
@@ -407,6 +480,16 @@ fn remove_dir(path: &Path) -> Result<(), ApiError> {
     }
 }
 
+/// What a locked manager tells of itself.
+fn locked_status(member: &Member) -> LocalStatus {
+    LocalStatus {
+        state: MemberState::Locked,
+        node: Some(member.credentials.node),
+        addr: Some(member.credentials.addr),
+        ..LocalStatus::default()
+    }
+}
+
 fn status(membership: Option<&Membership>) -> LocalStatus {
     let Some(Membership { member, tls }) = membership else {
         return LocalStatus::default();
@@ -450,13 +533,21 @@ impl LocalNode for Node {
         Node::join(self, params).await
     }
 
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError> {
+        Node::unlock(self, key).await
+    }
+
     async fn leave(&self, _force: bool) -> Result<(), ApiError> {
         // Whether a manager may was settled by the API.
         Node::leave(self).await
     }
 
     fn status(&self) -> LocalStatus {
-        status(self.seen().member.as_ref())
+        let seen = self.seen();
+        match &seen.locked {
+            Some(member) => locked_status(member),
+            None => status(seen.member.as_ref()),
+        }
     }
 
     fn manager(&self) -> Option<Manager> {

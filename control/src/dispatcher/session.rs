@@ -2,8 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
-use ca::Identity;
-use jiff::{SignedDuration, Timestamp};
+use ca::{Identity, clock::until};
 use model::{
     NetworkId, NodeId, TaskId, Version,
     feed::{AgentMessage, Hello, ManagerMessage, TaskStatusUpdate, Update, ViewKey},
@@ -31,9 +30,6 @@ const HELLO_WAIT: Duration = Duration::from_secs(5);
 /// Heartbeats in a row that may tell of another view than the one sent: an update may be applied
 /// while a heartbeat is on its way.
 const DRIFT_MAX: u32 = 2;
-
-/// Between two looks at the wall clock, which may be set.
-const CLOCK_LOOK: SignedDuration = SignedDuration::from_mins(5);
 
 type Outbox = mpsc::Sender<Result<ManagerMessage, Status>>;
 
@@ -162,18 +158,6 @@ impl Heartbeat {
             cluster,
             session: session_period(cluster),
         }
-    }
-}
-
-/// Returns at the time of the wall clock, or somewhat later when that is set meanwhile.
-async fn until(time: Timestamp) {
-    loop {
-        let left = time.duration_since(Timestamp::now());
-        if left <= SignedDuration::ZERO {
-            return;
-        }
-        let left = left.min(CLOCK_LOOK).unsigned_abs();
-        tokio::time::sleep(left).await;
     }
 }
 

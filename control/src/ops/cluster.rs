@@ -1,19 +1,22 @@
-//! The cluster's settings and join tokens.
+//! The cluster's settings, join tokens and unlock key.
 
 use std::time::Duration;
 
 use model::{Version, id::base36, object::Cluster, spec::ClusterSpec};
 use store::Transaction;
+use vault::UnlockKey;
 
 use super::{OpError, error::check_version};
 
 const CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
 
-/// Tokens to be replaced. The old ones stop working at once.
+/// Secrets to be replaced. The old ones stop working at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RotateTokens {
-    pub worker: bool,
-    pub manager: bool,
+pub struct Rotate {
+    pub worker_token: bool,
+    pub manager_token: bool,
+    /// Nothing is replaced where managers are not to be locked.
+    pub unlock_key: bool,
 }
 
 /// See [`super::update_cluster`].
@@ -21,7 +24,7 @@ pub fn update(
     tx: &mut Transaction,
     version: Version,
     spec: ClusterSpec,
-    rotate: RotateTokens,
+    rotate: Rotate,
 ) -> Result<(), OpError> {
     let cluster = tx.state().cluster();
     let cluster = cluster.ok_or_else(|| OpError::not_found("cluster", "default"))?;
@@ -29,12 +32,17 @@ pub fn update(
     validate(&spec)?;
     let mut cluster = Cluster::clone(cluster);
     cluster.spec = spec;
-    if rotate.worker {
+    if rotate.worker_token {
         cluster.tokens.worker = rotated(&cluster.tokens.worker);
     }
-    if rotate.manager {
+    if rotate.manager_token {
         cluster.tokens.manager = rotated(&cluster.tokens.manager);
     }
+    cluster.unlock_key = match cluster.unlock_key.take() {
+        _ if !cluster.spec.autolock => None,
+        Some(key) if !rotate.unlock_key => Some(key),
+        _ => Some(UnlockKey::generate()),
+    };
     tx.put(cluster).map_err(|_| OpError::OutOfSequence)
 }
 

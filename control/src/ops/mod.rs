@@ -18,7 +18,7 @@ use model::{
 };
 use store::{Store, Transaction};
 
-pub use cluster::RotateTokens;
+pub use cluster::Rotate;
 pub use error::OpError;
 
 /// Makes a service. Its addresses and ports are allocated at once, its tasks follow.
@@ -99,7 +99,7 @@ pub async fn remove_node(store: &Store, id: NodeId, force: bool) -> Result<(), O
     commit(store, |tx| node::remove(tx, id, force)).await
 }
 
-/// Replaces the cluster's settings, if its version is still `version`, and the tokens named.
+/// Replaces the cluster's settings, if its version is still `version`, and the secrets named.
 ///
 /// # Errors
 /// [`OpError::OutOfSequence`], or settings that make no sense.
@@ -107,7 +107,7 @@ pub async fn update_cluster(
     store: &Store,
     version: Version,
     spec: ClusterSpec,
-    rotate: RotateTokens,
+    rotate: Rotate,
 ) -> Result<(), OpError> {
     commit(store, |tx| cluster::update(tx, version, spec, rotate)).await
 }

@@ -387,9 +387,9 @@ fn nodes_go_when_down_or_by_force_but_managers_never() {
 fn tokens_rotate_behind_their_root() {
     let mut world = World::new();
     let before = world.state.cluster().unwrap().clone();
-    let rotate = RotateTokens {
-        worker: true,
-        manager: false,
+    let rotate = Rotate {
+        worker_token: true,
+        ..Rotate::default()
     };
     let run = |world: &mut World, version: Version, spec: ClusterSpec| {
         world.try_write(|tx| cluster::update(tx, version, spec, rotate))

@@ -5,6 +5,9 @@
 //! damaged, where after a commit in one phase it would take the one before, as if the newest had
 //! never been acknowledged. And since a damaged page shows only when its checksum is looked at,
 //! the whole file is verified whenever it is opened.
+//!
+//! Each value is sealed with the manager's data key (see [`record`]), which lies beside the file,
+//! plain or sealed in its turn ([`vault::KeyFile`]).
 
 mod error;
 mod open;
@@ -22,6 +25,7 @@ use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use vault::DataKey;
 
 pub(crate) use error::DiskError;
 pub(crate) use snapshot::StoredSnapshot;
@@ -63,6 +67,8 @@ impl Slot {
 #[derive(Debug)]
 pub(crate) struct Disk {
     path: PathBuf,
+    /// Of all values.
+    vault: DataKey,
     /// `None` once closed, so that closing does not wait for every last reference to go.
     database: RwLock<Option<Database>>,
 }
@@ -76,7 +82,7 @@ impl Disk {
         self.read(|tx| {
             let table = tx.open_table(META)?;
             match table.get(slot.name())? {
-                Some(found) => decode(slot.name(), 0, found.value()).map(Some),
+                Some(found) => self.decode(slot.name(), 0, found.value()).map(Some),
                 None => Ok(None),
             }
         })
@@ -84,7 +90,7 @@ impl Disk {
 
     /// On disk when it returns.
     pub(crate) fn set<T: Serialize>(&self, slot: Slot, value: &T) -> Result<()> {
-        self.write(Durability::Immediate, |tx| put(tx, slot, value))
+        self.write(Durability::Immediate, |tx| self.put(tx, slot, value))
     }
 
     /// Entries with their indexes, in order.
@@ -95,7 +101,7 @@ impl Disk {
                 .range(range)?
                 .map(|entry| {
                     let (index, bytes) = entry?;
-                    decode("log", index.value(), bytes.value())
+                    self.decode("log", index.value(), bytes.value())
                 })
                 .collect()
         })
@@ -105,7 +111,7 @@ impl Disk {
         self.read(|tx| {
             let table = tx.open_table(LOG)?;
             match table.last()? {
-                Some((index, bytes)) => decode("log", index.value(), bytes.value()).map(Some),
+                Some((index, bytes)) => self.decode("log", index.value(), bytes.value()).map(Some),
                 None => Ok(None),
             }
         })
@@ -120,10 +126,10 @@ impl Disk {
         self.write(Durability::Immediate, |tx| {
             let mut table = tx.open_table(LOG)?;
             for (index, entry) in entries {
-                let bytes = encode("log", *index, entry);
+                let bytes = self.encode("log", *index, entry);
                 table.insert(index, bytes.as_slice())?;
             }
-            put(tx, Slot::Committed, committed)
+            self.put(tx, Slot::Committed, committed)
         })
     }
 
@@ -140,7 +146,7 @@ impl Disk {
     pub(crate) fn purge<T: Serialize>(&self, last: u64, purged: &T) -> Result<()> {
         self.write(Durability::None, |tx| {
             tx.open_table(LOG)?.retain_in(..=last, |_, _| false)?;
-            put(tx, Slot::Purged, purged)
+            self.put(tx, Slot::Purged, purged)
         })
     }
 
@@ -172,24 +178,24 @@ impl Disk {
         tx.commit()?;
         Ok(value)
     }
-}
 
-fn put<T: Serialize>(tx: &WriteTransaction, slot: Slot, value: &T) -> Result<()> {
-    let bytes = encode(slot.name(), 0, value);
-    tx.open_table(META)?.insert(slot.name(), bytes.as_slice())?;
-    Ok(())
-}
+    fn put<T: Serialize>(&self, tx: &WriteTransaction, slot: Slot, value: &T) -> Result<()> {
+        let bytes = self.encode(slot.name(), 0, value);
+        tx.open_table(META)?.insert(slot.name(), bytes.as_slice())?;
+        Ok(())
+    }
 
-fn encode<T: Serialize + ?Sized>(table: &str, key: u64, value: &T) -> Vec<u8> {
-    record::seal(table, key, codec::encode(value))
-}
+    fn encode<T: Serialize + ?Sized>(&self, table: &str, key: u64, value: &T) -> Vec<u8> {
+        record::seal(&self.vault, table, key, &codec::encode(value))
+    }
 
-fn decode<T: DeserializeOwned>(table: &str, key: u64, bytes: &[u8]) -> Result<T> {
-    let plain = record::open(table, key, bytes)?;
-    codec::decode(plain).map_err(|source| DiskError::Damaged {
-        record: format!("{table} {key}"),
-        reason: source.to_string(),
-    })
+    fn decode<T: DeserializeOwned>(&self, table: &str, key: u64, bytes: &[u8]) -> Result<T> {
+        let plain = record::open(&self.vault, table, key, bytes)?;
+        codec::decode(&plain).map_err(|source| DiskError::Damaged {
+            record: format!("{table} {key}"),
+            reason: source.to_string(),
+        })
+    }
 }
 
 #[cfg(test)]

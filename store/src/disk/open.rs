@@ -14,11 +14,13 @@ use redb::{
     Builder, Database, DatabaseError, Durability, StorageBackend, TableError, backends::FileBackend,
 };
 
+use vault::{DataKey, KeyFile, UnlockKey};
+
 use super::{Disk, DiskError, FILE, LOG, META, snapshot::SNAPSHOT};
 use crate::StoreError;
 
 /// What is in the file and how it is encoded. Raise it when an older version could not read it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Under this name in `META`, as four bytes in little endian order, in every format to come.
 const FORMAT_KEY: &str = "format";
 
@@ -26,24 +28,30 @@ const FORMAT_KEY: &str = "format";
 const CACHE_BYTES: usize = 16 << 20;
 
 impl Disk {
-    /// Opens or makes the file in the directory `dir`, which is made if need be.
+    /// Opens or makes the file in the directory `dir`, which is made if need be. The data key beside
+    /// it is opened with `unlock`, if it is sealed.
     ///
     /// # Errors
-    /// When another process has it, it is damaged or of a newer format.
-    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
+    /// When another process has it, it is locked, damaged or of a newer format.
+    pub(crate) fn open(dir: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StoreError> {
         make_private_dir(dir)?;
-        let path = dir.join(FILE);
+        let (path, key) = (dir.join(FILE), KeyFile::new(dir));
         if path.exists() {
+            let vault = key.read(unlock)?;
             let file = open_private_file(&path)?;
-            Self::open_on(path.clone(), lock(&path, file)?)
-        } else {
-            Self::make(dir, path)
+            return Self::open_on(path.clone(), vault, lock(&path, file)?);
         }
+        // One that is there was made by a start that got no further.
+        let vault = match key.exists() {
+            true => key.read(unlock)?,
+            false => key.make()?,
+        };
+        Self::make(dir, path, vault)
     }
 
     /// Makes the file under another name, and gives it its own once it is whole: a power failure
     /// before that leaves nothing that looks like a damaged store.
-    fn make(dir: &Path, path: PathBuf) -> Result<Self, StoreError> {
+    fn make(dir: &Path, path: PathBuf, vault: DataKey) -> Result<Self, StoreError> {
         let unfinished = path.with_extension("new");
         let file = open_private_file(&unfinished)?;
         let contents = file.try_clone().map_err(io_error("open", &unfinished))?;
@@ -54,7 +62,7 @@ impl Disk {
         }
         let cleared = contents.set_len(0);
         cleared.map_err(io_error("clear", &unfinished))?;
-        let disk = Self::open_on(path, backend)?;
+        let disk = Self::open_on(path, vault, backend)?;
         fs::rename(&unfinished, &disk.path).map_err(io_error("rename", &unfinished))?;
         let synced = File::open(dir).and_then(|dir| dir.sync_all());
         synced.map_err(io_error("sync the directory", dir))?;
@@ -62,14 +70,28 @@ impl Disk {
     }
 
     /// Opens what is in `backend`; `path` is for messages.
-    pub(super) fn open_on(path: PathBuf, backend: impl StorageBackend) -> Result<Self, StoreError> {
+    pub(super) fn open_on(
+        path: PathBuf,
+        vault: DataKey,
+        backend: impl StorageBackend,
+    ) -> Result<Self, StoreError> {
         let database = unpanicked(&path, || open_database(&path, backend))?;
         let disk = Self {
             path,
+            vault,
             database: RwLock::new(Some(database)),
         };
         unpanicked(&disk.path, || disk.check_format())?;
         Ok(disk)
+    }
+
+    pub(crate) fn seal_key(&self, unlock: Option<&UnlockKey>) -> Result<(), StoreError> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        Ok(KeyFile::new(dir).keep(&self.vault, unlock)?)
+    }
+
+    pub(crate) fn data_key(&self) -> &DataKey {
+        &self.vault
     }
 
     fn check_format(&self) -> Result<(), StoreError> {

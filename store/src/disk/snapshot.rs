@@ -3,7 +3,7 @@
 use redb::{Durability, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Disk, DiskError, META, Result, Slot, decode, put, record};
+use super::{Disk, DiskError, META, Result, Slot, record};
 
 /// Chunks by the snapshot's number and their own.
 pub(super) const SNAPSHOT: TableDefinition<'_, (u64, u32), &[u8]> =
@@ -34,7 +34,7 @@ impl Disk {
             let Some(found) = table.get(Slot::Snapshot.name())? else {
                 return Ok(None);
             };
-            let head: Head<M> = decode(Slot::Snapshot.name(), 0, found.value())?;
+            let head: Head<M> = self.decode(Slot::Snapshot.name(), 0, found.value())?;
             let chunks = tx.open_table(SNAPSHOT)?;
             let mut bytes = Vec::new();
             for number in 0..head.chunks {
@@ -43,7 +43,8 @@ impl Disk {
                     record: format!("snapshot {} chunk {number}", head.number),
                     reason: "it is missing".to_owned(),
                 })?;
-                bytes.extend_from_slice(record::open(
+                bytes.extend_from_slice(&record::open(
+                    &self.vault,
                     &chunk_table(head.number),
                     number.into(),
                     chunk.value(),
@@ -61,7 +62,8 @@ impl Disk {
         let number = self.unused_snapshot_number()?;
         let mut chunks = 0;
         for chunk in bytes.chunks(CHUNK_LEN) {
-            let sealed = record::seal(&chunk_table(number), chunks.into(), chunk.to_vec());
+            let table = chunk_table(number);
+            let sealed = record::seal(&self.vault, &table, chunks.into(), chunk);
             self.write(Durability::None, |tx| {
                 tx.open_table(SNAPSHOT)?
                     .insert((number, chunks), sealed.as_slice())?;
@@ -78,7 +80,7 @@ impl Disk {
             // Also what a crash left of one never finished.
             tx.open_table(SNAPSHOT)?
                 .retain(|(found, _), _| found == number)?;
-            put(tx, Slot::Snapshot, &head)
+            self.put(tx, Slot::Snapshot, &head)
         })
     }
 

@@ -3,11 +3,12 @@
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use redb::StorageBackend;
+use vault::DataKey;
 
 use super::{Disk, Slot};
 
@@ -122,7 +123,9 @@ impl StorageBackend for Failing {
 }
 
 fn open(backend: Failing) -> Result<Disk, crate::StoreError> {
-    Disk::open_on(PathBuf::from("failing"), backend)
+    // The same one in all lives of the disk.
+    static VAULT: LazyLock<DataKey> = LazyLock::new(DataKey::generate);
+    Disk::open_on(PathBuf::from("failing"), VAULT.clone(), backend)
 }
 
 /// A file is made under another name until it is whole, so no power fails before this.

@@ -45,6 +45,7 @@ pub fn cluster(snapshot_interval: u64) -> Cluster {
         },
         data_path: DataPathConfig::default(),
         revoked: Default::default(),
+        unlock_key: None,
     }
 }
 

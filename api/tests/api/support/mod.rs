@@ -66,6 +66,7 @@ impl LocalNode for TestNode {
         let config = ManagerConfig {
             state_dir: self.dir.path().join("manager"),
             listen_addr: SocketAddr::from((LOCALHOST, 0)),
+            unlock: None,
         };
         let options = InitOptions {
             spec: request.spec,
@@ -93,6 +94,10 @@ impl LocalNode for TestNode {
             "no manager at {:?}",
             params.remotes
         )))
+    }
+
+    async fn unlock(&self, _key: vault::UnlockKey) -> Result<(), ApiError> {
+        Err(ApiError::invalid(swarmnet_api::WRONG_KEY))
     }
 
     async fn leave(&self, _force: bool) -> Result<(), ApiError> {

@@ -59,6 +59,7 @@ fn config(dir: &Path) -> ManagerConfig {
     ManagerConfig {
         state_dir: dir.join("manager"),
         listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        unlock: None,
     }
 }
 

@@ -1,0 +1,213 @@
+//! Renews the node's certificate when 50 to 80 % of its life are over. Any manager signs, whoever
+//! leads; a manager signs for its own node.
+
+use std::{net::SocketAddrV4, time::Duration};
+
+use anyhow::{Context, Result, anyhow};
+use ca::{Connector, NodeCertificate, NodeKey, NodeTls, Roots, clock::until};
+use control::Manager;
+use jiff::Timestamp;
+use model::rpc::{AuthorityClient, Certified, RenewRequest};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::certificates::Certificates;
+
+/// For a manager to answer.
+const CALL_WAIT: Duration = Duration::from_secs(10);
+/// After a failure; twice as long after each further one.
+const RETRY_MIN: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// Who signs.
+pub enum Signer {
+    /// The manager on this node.
+    Own(Manager),
+    /// Managers elsewhere, each of which will do.
+    Others(Vec<SocketAddrV4>),
+}
+
+/// Renews whenever it is time, until cancelled. `signer` is asked anew each time.
+pub async fn run(
+    tls: NodeTls,
+    certificates: Certificates,
+    signer: impl Fn() -> Signer,
+    cancel: CancellationToken,
+) {
+    let work = async {
+        loop {
+            // Another moment for each certificate, so that those of many nodes do not coincide.
+            let due = tls.with(|own| own.identity().renewal_at(rand::random()));
+            tokio::select! {
+                () = until(due) => persist(&tls, &certificates, &signer).await,
+                () = tls.replaced() => {}
+            }
+        }
+    };
+    cancel.run_until_cancelled(work).await;
+}
+
+/// Tries until it is done. One that expired is not renewed by other managers.
+async fn persist(tls: &NodeTls, certificates: &Certificates, signer: &impl Fn() -> Signer) {
+    let mut pause = RETRY_MIN;
+    while let Err(err) = renew(tls, certificates, signer()).await {
+        match tls.with(|own| own.identity().expired(Timestamp::now())) {
+            Some(when) => error!("{}; it cannot be renewed: {err:#}", ca::expired(when)),
+            None => warn!("cannot renew the certificate: {err:#}; trying again in {pause:?}"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = RETRY_MAX.min(pause * 2);
+    }
+}
+
+/// A new key, its certificate on disk, and both in use.
+///
+/// # Errors
+/// What the managers or the disk said; the old ones stay.
+pub async fn renew(tls: &NodeTls, certificates: &Certificates, signer: Signer) -> Result<()> {
+    let key = NodeKey::generate()?;
+    let request_pem = key.request()?;
+    let (certified, manager) = match signer {
+        Signer::Own(manager) => (sign(&manager, &request_pem)?, Some(manager)),
+        Signer::Others(addrs) => (ask(tls, &addrs, request_pem).await?, None),
+    };
+    let roots = Roots::from_pem(&certified.roots_pem)?;
+    let certificate = NodeCertificate::new(key, &certified.chain_pem, roots)?;
+    let vault = manager.as_ref().map(|manager| manager.store().data_key());
+    certificates.save(&certificate, vault)?;
+    let identity = certificate.identity().clone();
+    tls.replace(certificate)?;
+    info!(node.role = ?identity.role, certificate.not_after = %identity.not_after,
+        "certificate renewed");
+    Ok(())
+}
+
+fn sign(manager: &Manager, request_pem: &str) -> Result<Certified> {
+    manager
+        .certify(request_pem)
+        .map_err(|status| anyhow!("{}", status.message()))
+}
+
+/// The first manager's answer.
+async fn ask(tls: &NodeTls, managers: &[SocketAddrV4], request_pem: String) -> Result<Certified> {
+    let request = RenewRequest { request_pem };
+    let mut failure = anyhow!("no manager is known");
+    for addr in managers {
+        let asked = tokio::time::timeout(CALL_WAIT, ask_one(tls, *addr, request.clone())).await;
+        match asked.unwrap_or_else(|_| Err(anyhow!("it does not answer"))) {
+            Ok(certified) => return Ok(certified),
+            Err(err) => failure = err.context(format!("manager {addr}")),
+        }
+    }
+    Err(failure)
+}
+
+async fn ask_one(tls: &NodeTls, addr: SocketAddrV4, request: RenewRequest) -> Result<Certified> {
+    let channel = net::dial(&Connector::member(tls), addr).await?;
+    let answer = AuthorityClient::new(channel).renew(request).await;
+    let answer = answer.map_err(|status| {
+        anyhow!(net::refused_certificate(&status).unwrap_or_else(|| status.message().to_owned()))
+    });
+    Ok(answer.context("it refuses")?.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use control::{InitOptions, ManagerConfig, NodeCredentials};
+    use model::{object::DataPathConfig, spec::ClusterSpec};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A manager whose certificates live for a few seconds.
+    async fn manager(dir: &TempDir, expiry: Duration) -> (Manager, NodeCredentials) {
+        let config = ManagerConfig {
+            state_dir: dir.path().join("manager"),
+            listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            unlock: None,
+        };
+        let init = InitOptions {
+            spec: ClusterSpec {
+                cert_expiry: expiry,
+                ..ClusterSpec::default()
+            },
+            data_path: DataPathConfig::default(),
+            description: Default::default(),
+            availability: Default::default(),
+            advertise_addr: Ipv4Addr::LOCALHOST,
+            advertise_port: None,
+            data_path_addr: None,
+        };
+        Manager::bootstrap(config, init).await.unwrap()
+    }
+
+    fn addr(manager: &Manager) -> SocketAddrV4 {
+        match manager.local_addr() {
+            SocketAddr::V4(addr) => addr,
+            SocketAddr::V6(_) => unreachable!("it listens on 127.0.0.1"),
+        }
+    }
+
+    #[tokio::test]
+    async fn certificates_are_renewed_in_time_again_and_again_and_kept() {
+        let dir = TempDir::new().unwrap();
+        let (manager, credentials) = manager(&dir, Duration::from_secs(6)).await;
+        let certificates = Certificates::new(dir.path());
+        let tls = credentials.tls;
+        let first = tls.with(|own| own.identity().clone());
+        let cancel = CancellationToken::new();
+        let managers = vec![addr(&manager)];
+        let signer = move || Signer::Others(managers.clone());
+        let run = tokio::spawn(run(
+            tls.clone(),
+            certificates.clone(),
+            signer,
+            cancel.clone(),
+        ));
+        let mut before = first.clone();
+        for _ in 0..2 {
+            // Still valid: the managers would not hear an expired one.
+            tls.replaced().await;
+            let now = tls.with(|own| own.identity().clone());
+            assert!(now.not_after > before.not_after);
+            assert!(
+                now.issued_at < before.not_after,
+                "renewed before it expired"
+            );
+            assert_eq!((now.node, now.role), (first.node, first.role));
+            before = now;
+        }
+        cancel.cancel();
+        run.await.unwrap();
+        let kept = certificates
+            .load(|| unreachable!("it is not sealed"))
+            .unwrap();
+        assert_eq!(kept.identity(), &before);
+        manager.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_manager_signs_for_its_own_node_even_when_its_certificate_expired() {
+        let dir = TempDir::new().unwrap();
+        let (manager, credentials) = manager(&dir, Duration::ZERO).await;
+        let certificates = Certificates::new(dir.path());
+        let tls = credentials.tls;
+        until(tls.with(|own| own.identity().not_after) + jiff::SignedDuration::from_secs(1)).await;
+        let others = Signer::Others(vec![addr(&manager)]);
+        let refused = renew(&tls, &certificates, others).await.unwrap_err();
+        let refused = format!("{refused:#}");
+        assert!(refused.contains("valid until"), "{refused}");
+
+        renew(&tls, &certificates, Signer::Own(manager.clone()))
+            .await
+            .unwrap();
+        let vault = || Ok(manager.store().data_key().clone());
+        let kept = certificates.load(vault).unwrap();
+        let identity = tls.with(|own| own.identity().clone());
+        assert_eq!(kept.identity(), &identity);
+        assert_eq!(identity.node, credentials.node);
+        manager.shutdown().await;
+    }
+}

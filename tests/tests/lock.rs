@@ -1,0 +1,159 @@
+//! Managers that are locked, and what is on their disks.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::Node;
+use swarmnet_tests::{Cluster, Traffic};
+
+/// What the stock client shows, word by word.
+const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please \
+                      use \"docker swarm unlock\" to unlock it.";
+/// Ours names itself.
+const LOCKED_HERE: &str = "Please use \"swarmnet unlock\" to unlock it";
+
+/// `swarmnet unlock` with this key. Gives what it says when it is refused.
+fn unlock(node: &Node, key: &str) -> Result<Option<String>> {
+    let mut child = node
+        .command(&["unlock"])?
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().context("it was piped")?;
+    stdin.write_all(format!("{key}\n").as_bytes())?;
+    drop(stdin);
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8(output.stderr)?;
+    Ok((!output.status.success()).then_some(said))
+}
+
+fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => found.extend(files(&path)?),
+            false => found.push(path),
+        }
+    }
+    Ok(found)
+}
+
+fn mode(path: &Path) -> Result<u32> {
+    Ok(fs::metadata(path)?.permissions().mode() & 0o777)
+}
+
+#[test]
+fn a_locked_manager_wants_the_key_and_traffic_goes_on_meanwhile() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    cluster.serve("web", 3, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    let traffic = Traffic::of_connections(cluster.client(), &cluster.entries(8080)?);
+
+    let none = cluster.node(1).cli_error(&["unlock-key"])?;
+    ensure!(none.contains("no unlock key is set"), "{none}");
+    let early = unlock(cluster.node(1), "SWMKEY-1-x")?.context("nothing is locked")?;
+    ensure!(early.contains("swarm is not locked"), "{early}");
+    let said = cluster.node(1).cli(&["update", "--autolock"])?;
+    let key = cluster.node(1).docker(&["swarm", "unlock-key", "-q"])?;
+    let key = key.trim();
+    ensure!(key.starts_with("SWMKEY-1-"), "{key}");
+    ensure!(
+        said.contains("Swarm updated.") && said.contains(key),
+        "{said}"
+    );
+    lab::wait_for("the sealed data key", || {
+        let file = cluster.node(1).state_dir().join("manager/data.key");
+        Ok(fs::read_to_string(file)?.contains("SEALED").then_some(()))
+    })?;
+
+    cluster.node_mut(1).stop()?;
+    cluster.node_mut(1).start()?;
+    for args in [
+        &["service", "ls"][..],
+        &["node", "ls"],
+        &["join-token", "worker"],
+    ] {
+        let refused = cluster.node(1).cli_error(args)?;
+        ensure!(refused.contains(LOCKED_HERE), "{args:?}: {refused}");
+    }
+    let refused = cluster.node(1).docker(&["service", "ls"]).unwrap_err();
+    ensure!(format!("{refused:#}").contains(LOCKED), "{refused:#}");
+    let state = cluster
+        .node(1)
+        .docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
+    ensure!(state.trim() == "locked", "{state}");
+    let leave = cluster.node(1).cli_error(&["leave", "--force"])?;
+    ensure!(leave.contains(LOCKED_HERE), "{leave}");
+    traffic.go_on()?;
+
+    for wrong in ["SWMKEY-1-x", &format!("SWMKEY-1-{}", "A".repeat(43))] {
+        let said = unlock(cluster.node(1), wrong)?.context("the key is wrong")?;
+        ensure!(said.contains("invalid key provided"), "{said}");
+    }
+    let said = unlock(cluster.node(1), key)?;
+    ensure!(said.is_none(), "{said:?}");
+    cluster.wait_running("web", 3)?;
+
+    // Another key takes its place; and none again.
+    let rotated = cluster.node(1).cli(&["unlock-key", "-q", "--rotate"])?;
+    ensure!(rotated.trim() != key, "{rotated}");
+    cluster.node(1).cli(&["update", "--autolock=false"])?;
+    lab::wait_for("the plain data key", || {
+        let file = cluster.node(1).state_dir().join("manager/data.key");
+        Ok((!fs::read_to_string(file)?.contains("SEALED")).then_some(()))
+    })?;
+    cluster.node_mut(1).stop()?;
+    cluster.node_mut(1).start()?;
+    cluster.wait_running("web", 3)?;
+    traffic.end()?;
+    Ok(())
+}
+
+#[test]
+fn nobody_but_the_owner_reads_the_state_and_nobody_finds_secrets_in_it() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let token = cluster.node(1).cli(&["join-token", "-q", "manager"])?;
+    let secret = token
+        .trim()
+        .rsplit('-')
+        .next()
+        .context("a token has parts")?;
+    for node in cluster.nodes() {
+        ensure!(
+            mode(&node.socket())? == 0o660,
+            "{}",
+            node.socket().display()
+        );
+        let state = node.state_dir();
+        for dir in ["certificates", "agent"] {
+            ensure!(mode(&state.join(dir))? == 0o700, "{}: {dir}", node.name());
+        }
+        for name in [
+            "member.json",
+            "certificates/node.pem",
+            "certificates/root.pem",
+        ] {
+            ensure!(mode(&state.join(name))? == 0o600, "{}: {name}", node.name());
+        }
+    }
+    let manager = cluster.node(1).state_dir();
+    ensure!(mode(&manager.join("manager"))? == 0o700);
+    for path in files(&manager.join("manager"))? {
+        ensure!(mode(&path)? == 0o600, "{}", path.display());
+    }
+    for path in files(&manager)? {
+        let bytes = fs::read(&path)?;
+        let text = String::from_utf8_lossy(&bytes);
+        ensure!(!text.contains(secret), "{}", path.display());
+        let key = "-----BEGIN PRIVATE KEY-----";
+        ensure!(!text.contains(key), "{}", path.display());
+    }
+    Ok(())
+}
