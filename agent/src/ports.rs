@@ -231,7 +231,7 @@ mod tests {
             policy: Default::default(),
         };
         NodeView {
-            services: [(service.id, service)].into(),
+            services: [(service.id, service)].into_iter().collect(),
             ..NodeView::default()
         }
     }

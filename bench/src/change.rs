@@ -127,7 +127,7 @@ fn from_empty(name: &str, size: &Size, is_last: bool, report: &mut Report) -> Re
         report_of.skipped[0]
     );
     anyhow::ensure!(
-        datapath.sync(&view, &node)?.is_unchanged(),
+        datapath.repair(&view, &node)?.0.is_unchanged(),
         "{name}: not all was done"
     );
     if is_last && size.services > 1_000 {

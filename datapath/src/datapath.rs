@@ -1,6 +1,7 @@
 //! The data plane of one node.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
@@ -14,7 +15,7 @@ use tracing::{debug, info};
 use crate::{
     attach::{Hook, Ingress, Links, UplinkMode},
     bpffs::{PinDir, raise_memlock},
-    desired::{Desired, Skipped, desired},
+    desired::{Desired, Skipped, Wanted},
     error::DatapathError,
     extent::Moment,
     inherit::Heritage,
@@ -22,6 +23,7 @@ use crate::{
     local::LocalState,
     maps::Maps,
     plan::{Full, Op, Planner},
+    recorded::Recorded,
     repair::{self, Anchors, Deviation},
     sys,
     tables::{Frontend, Published, Tables},
@@ -57,6 +59,9 @@ pub struct Datapath {
     /// Until this build's programs are on the hooks.
     handover: Option<Handover>,
     pub(crate) maps: Maps,
+    desired: Desired,
+    /// Absent before the first sync, and after one that failed.
+    recorded: Option<Recorded>,
     planner: Planner,
     opened: Instant,
     syncs: u64,
@@ -128,6 +133,8 @@ impl Datapath {
             uplink_mode: config.uplink_mode,
             programs,
             maps,
+            desired: Desired::default(),
+            recorded: None,
             opened: Instant::now(),
             syncs: 0,
         };
@@ -227,45 +234,86 @@ impl Datapath {
         Ok(())
     }
 
-    /// Makes the kernel's maps hold what `view` and `local` say, whatever they hold now. The
+    /// Makes the kernel's maps hold what `view` and `local` say, in the time of what is new in them. The
     /// programs see no moment in which a packet has nowhere to go that had before and has after.
     ///
-    /// On an error, what was done stays, and the next sync goes on from there.
+    /// On an error, what was done stays, and the next sync goes on from there, with a look at all
+    /// maps. What others altered is left to [`Self::repair`].
     #[tracing::instrument(level = "debug", skip_all, fields(view.version = view.version.0))]
     pub fn sync(
         &mut self,
         view: &NodeView,
         local: &LocalState,
     ) -> Result<SyncReport, DatapathError> {
-        self.bring_in_step(view, local, |_, _| {})
+        let begun = Instant::now();
+        let touched = self.desired.update(view, local)?;
+        let course = match self.recorded.take() {
+            Some(recorded) => Course {
+                wanted: self.desired.part(&touched),
+                from: recorded,
+                is_observed: false,
+            },
+            None => {
+                let observed = self.maps.observe()?;
+                Course {
+                    wanted: self.desired.whole(&observed),
+                    from: Recorded::new(observed),
+                    is_observed: true,
+                }
+            }
+        };
+        let (report, _) = self.follow(course, begun)?;
+        Ok(report)
     }
 
-    /// A sync to what the last one brought about already: whatever it changes, others had changed.
+    /// A sync to what the last one brought about already, and with a look at all maps: whatever it
+    /// changes, others had changed.
     pub fn repair(
         &mut self,
         view: &NodeView,
         local: &LocalState,
     ) -> Result<(SyncReport, Vec<Deviation>), DatapathError> {
-        let mut found = Vec::new();
-        let report = self.bring_in_step(view, local, |ops, present| {
-            found = repair::deviations(ops, present);
-        })?;
-        Ok((report, found))
+        let begun = Instant::now();
+        let mut touched = self.desired.update(view, local)?;
+        let recorded = self.recorded.take();
+        let observed = self.maps.observe()?;
+        let wanted = match recorded {
+            Some(recorded) => {
+                touched.extend(recorded.differences(&observed));
+                self.desired.close(&mut touched);
+                self.desired.part(&touched)
+            }
+            None => self.desired.whole(&observed),
+        };
+        let course = Course {
+            wanted,
+            from: Recorded::new(observed),
+            is_observed: true,
+        };
+        self.follow(course, begun)
     }
 
-    fn bring_in_step(
+    /// From a plan to the maps. What it changes in the maps as they were is told apart.
+    fn follow(
         &mut self,
-        view: &NodeView,
-        local: &LocalState,
-        note: impl FnOnce(&[Op], &Tables),
-    ) -> Result<SyncReport, DatapathError> {
-        let begun = Instant::now();
+        course: Course,
+        begun: Instant,
+    ) -> Result<(SyncReport, Vec<Deviation>), DatapathError> {
         self.syncs += 1;
-        let desired = desired(view, local)?;
-        let present = self.maps.observe()?;
-        let ops = self.plan(&desired, &present)?;
-        note(&ops, &present);
-        let moves_flows = moves_flows(&ops, &present);
+        let Course {
+            wanted,
+            from: mut recorded,
+            is_observed,
+        } = course;
+        if is_observed {
+            self.planner.settle(recorded.tables(), self.moment());
+        }
+        let ops = self.plan(&wanted, recorded.tables())?;
+        let deviations = match is_observed {
+            true => repair::deviations(&ops, recorded.tables()),
+            false => Vec::new(),
+        };
+        let moves_flows = moves_flows(&ops, recorded.tables());
         if moves_flows {
             // Before the first of them: other nodes may have flows that nobody has told of.
             self.settle_in(UNSETTLED_MAX)?;
@@ -274,16 +322,32 @@ impl Datapath {
         for op in &ops {
             debug!(map.op = %op, "applied");
             report.flows_dropped += self.maps.apply(op)?;
+            recorded.note(op);
             report.count(op);
         }
-        report.skipped = desired.skipped;
+        let released = recorded.release();
+        match is_observed {
+            // What others wrote may have named what is ours.
+            true => self.planner.settle(recorded.tables(), self.moment()),
+            false => self.planner.release(released, self.moment()),
+        }
+        self.recorded = Some(recorded);
+        report.skipped = self.desired.skipped();
         report.duration = begun.elapsed();
         report.log();
         self.end_handover()?;
         if moves_flows {
             self.settle_in(UNSETTLED_MAX)?;
         }
-        Ok(report)
+        Ok((report, deviations))
+    }
+
+    /// What the maps hold: as recorded, else as a look finds it.
+    pub(crate) fn tables(&self) -> Result<Cow<'_, Tables>, DatapathError> {
+        Ok(match &self.recorded {
+            Some(recorded) => Cow::Borrowed(recorded.tables()),
+            None => Cow::Owned(self.maps.observe()?),
+        })
     }
 
     /// The maps hold all that the node needs: from the former build's programs to this one's.
@@ -309,20 +373,23 @@ impl Datapath {
         Ok(())
     }
 
-    fn plan(&mut self, desired: &Desired, present: &Tables) -> Result<Vec<Op>, Full> {
-        let now = Moment {
+    fn moment(&self) -> Moment {
+        Moment {
             sync: self.syncs,
             at: self.opened.elapsed(),
-        };
-        let plan = self.planner.plan(desired, present, now);
+        }
+    }
+
+    fn plan(&mut self, wanted: &Wanted, present: &Tables) -> Result<Vec<Op>, Full> {
+        let plan = self.planner.plan(wanted, present, self.moment());
         let Err(full) = plan else { return plan };
         // What rests may suffice. To wait until its readers are gone is dear, so only now.
         info!(%full, "waits for running programs, to reuse what they may still read");
         if sys::await_running_programs().is_err() {
             return Err(full);
         }
-        self.planner.readers_are_gone(now);
-        self.planner.plan(desired, present, now)
+        self.planner.readers_are_gone();
+        self.planner.plan(wanted, present, self.moment())
     }
 
     /// Unpins everything: the programs are off their hooks and the maps gone when this returns.
@@ -347,6 +414,14 @@ impl Datapath {
     }
 }
 
+/// Where a sync goes, and from where.
+struct Course {
+    wanted: Wanted,
+    from: Recorded,
+    /// `from` was just read.
+    is_observed: bool,
+}
+
 /// Whether flows that exist may lose the owner that their ring names.
 fn moves_flows(ops: &[Op], present: &Tables) -> bool {
     let written = ops.iter().filter_map(|op| match op {
@@ -364,7 +439,8 @@ fn moves_flows(ops: &[Op], present: &Tables) -> bool {
         let (base, len) = (of.ring_base, of.ring_len);
         (base, len, of.single, of.backend_count, affinity)
     };
-    turned.chain(present.published()).any(|(at, index)| {
+    let mut turned = turned;
+    turned.any(|(at, index)| {
         let had = present.services.get(&Frontend::Published(at));
         let gets = written.get(&index);
         had.zip(gets)

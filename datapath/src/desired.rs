@@ -1,5 +1,10 @@
 //! From what the managers say ([`NodeView`]) and what the node is ([`LocalState`]) to what the maps
 //! shall hold. Pure; in order of keys throughout, so that every node decides alike.
+//!
+//! Here is what one endpoint, one service and the node ask for; [`Desired`] puts it together, and
+//! keeps it from change to change.
+
+mod standing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,6 +22,7 @@ use dataplane_abi::{
 use model::{
     EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
     feed::{BackendState, ClusterView, EndpointView, NodeView, PeerView, ServiceView},
+    object::Attachment,
     spec::EndpointMode,
     traffic::Policy,
 };
@@ -26,6 +32,9 @@ use crate::{
     maglev::Member,
     tables::{Frontend, OverlayAddr, Port, Published, Target},
 };
+
+use standing::claimed_by;
+pub use standing::{Desired, Touched, Wanted};
 
 /// The view cannot be put into tables.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,23 +75,43 @@ pub enum Skipped {
     TooManyBackends { service: ServiceId, count: usize },
 }
 
-/// What the maps shall hold. Indexes into `STATS`, `RINGS` and `BACKENDS` and generations are left
-/// zero: the plan chooses them.
-#[derive(Debug, Clone, Default)]
-pub struct Desired {
+/// What the maps shall hold about the node itself and its tasks: little, and made anew each time.
+/// Indexes into `STATS` and generations are left zero: the plan chooses them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct NodeTables {
     pub config: NodeConfig,
-    pub endpoints: BTreeMap<OverlayAddr, EndpointValue>,
     pub veths: BTreeMap<u32, VethValue>,
     pub locals: BTreeMap<u32, LocalEndpoint>,
     pub netns: BTreeMap<u64, NetnsValue>,
     pub targets: BTreeMap<Target, TargetValue>,
     pub peers: BTreeMap<Ipv4Addr, PeerValue>,
     pub node_addrs: BTreeSet<Ipv4Addr>,
-    pub frontends: BTreeMap<Frontend, FrontendSpec>,
     pub skipped: Vec<Skipped>,
 }
 
-#[derive(Debug, Clone)]
+/// What one service asks for, or one task for ports of this node alone.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Asked {
+    frontends: BTreeMap<Frontend, FrontendSpec>,
+    skipped: Vec<Skipped>,
+}
+
+impl Asked {
+    fn claim(&mut self, frontend: Frontend, spec: FrontendSpec) {
+        if let Some(owner) = self.frontends.get(&frontend) {
+            self.skipped.push(Skipped::FrontendTaken {
+                service: spec.service,
+                frontend,
+                owner: owner.service,
+            });
+            return;
+        }
+        self.frontends.insert(frontend, spec);
+    }
+}
+
+/// Indexes into `STATS`, `RINGS` and `BACKENDS` are the plan's.
+#[derive(Debug, Clone, PartialEq)]
 pub struct FrontendSpec {
     pub service: ServiceId,
     pub pool: Arc<Pool>,
@@ -131,27 +160,6 @@ fn flags(policy: Policy) -> u32 {
     .fold(0, |flags, (_, flag)| flags | flag)
 }
 
-/// What the maps shall hold for `view` on the node of `local`.
-pub fn desired(view: &NodeView, local: &LocalState) -> Result<Desired, DesiredError> {
-    let cluster = view.cluster.as_ref().ok_or(DesiredError::NoCluster)?;
-    let own = view
-        .peers
-        .get(&local.node)
-        .ok_or(DesiredError::UnknownSelf(local.node))?;
-    let projection = Projection::new(view, local);
-    let mut desired = Desired {
-        config: config(cluster, own, local),
-        peers: peers(view, local),
-        // The programs take it for one of them without a look.
-        node_addrs: local.node_addrs.iter().copied().chain([own.vtep]).collect(),
-        ..Desired::default()
-    };
-    projection.endpoints(&mut desired);
-    projection.tasks(&mut desired);
-    projection.services(&mut desired);
-    Ok(desired)
-}
-
 fn config(cluster: &ClusterView, own: &PeerView, local: &LocalState) -> NodeConfig {
     NodeConfig {
         vxlan_ifindex: local.vxlan_ifindex,
@@ -181,18 +189,15 @@ struct Projection<'a> {
     view: &'a NodeView,
     local: &'a LocalState,
     tasks: BTreeMap<EndpointId, (TaskId, &'a LocalTask)>,
-    by_service: BTreeMap<ServiceId, Vec<&'a EndpointView>>,
+    by_service: &'a BTreeSet<(ServiceId, EndpointId)>,
 }
 
 impl<'a> Projection<'a> {
-    fn new(view: &'a NodeView, local: &'a LocalState) -> Self {
-        let mut by_service: BTreeMap<ServiceId, Vec<&EndpointView>> = BTreeMap::new();
-        for endpoint in view.endpoints.values() {
-            by_service
-                .entry(endpoint.service)
-                .or_default()
-                .push(endpoint);
-        }
+    fn new(
+        view: &'a NodeView,
+        local: &'a LocalState,
+        by_service: &'a BTreeSet<(ServiceId, EndpointId)>,
+    ) -> Self {
         let tasks = local.tasks.iter();
         Self {
             view,
@@ -202,6 +207,37 @@ impl<'a> Projection<'a> {
                 .collect(),
             by_service,
         }
+    }
+
+    fn node(&self) -> Result<NodeTables, DesiredError> {
+        let (view, local) = (self.view, self.local);
+        let cluster = view.cluster.as_ref().ok_or(DesiredError::NoCluster)?;
+        let own = view
+            .peers
+            .get(&local.node)
+            .ok_or(DesiredError::UnknownSelf(local.node))?;
+        let mut tables = NodeTables {
+            config: config(cluster, own, local),
+            peers: peers(view, local),
+            // The programs take it for one of them without a look.
+            node_addrs: local.node_addrs.iter().copied().chain([own.vtep]).collect(),
+            ..NodeTables::default()
+        };
+        self.tasks(&mut tables);
+        Ok(tables)
+    }
+
+    fn service(&self, service: &ServiceView) -> Asked {
+        let mut tables = Asked::default();
+        self.vips(service, &mut tables);
+        self.ports(service, &mut tables);
+        tables
+    }
+
+    /// In order of their ids.
+    fn endpoints_of(&self, service: ServiceId) -> impl Iterator<Item = &'a EndpointView> {
+        let view = self.view;
+        claimed_by(self.by_service, service).filter_map(|id| view.endpoints.get(&id))
     }
 
     fn vni(&self, network: NetworkId) -> Option<u32> {
@@ -218,37 +254,31 @@ impl<'a> Projection<'a> {
         Some(peer.vtep.into())
     }
 
-    fn endpoints(&self, desired: &mut Desired) {
-        for endpoint in self.view.endpoints.values() {
-            let Some(vtep) = self.vtep(endpoint) else {
-                continue;
+    /// Where the endpoint's addresses are, as far as they can be reached.
+    fn addresses(&self, endpoint: &EndpointView) -> Vec<(OverlayAddr, EndpointValue)> {
+        let Some(vtep) = self.vtep(endpoint) else {
+            return Vec::new();
+        };
+        let at = |attachment: &Attachment| {
+            let vni = self.vni(attachment.network)?;
+            let veth = match vtep.is_zero() {
+                true => Some(self.overlay_veth(endpoint.id, attachment.network)?),
+                false => None,
             };
-            for attachment in &endpoint.addresses {
-                let Some(vni) = self.vni(attachment.network) else {
-                    continue;
-                };
-                let veth = if vtep.is_zero() {
-                    let Some(veth) = self.overlay_veth(endpoint.id, attachment.network) else {
-                        continue;
-                    };
-                    Some(veth)
-                } else {
-                    None
-                };
-                let at = OverlayAddr {
-                    vni,
-                    addr: attachment.addr,
-                };
-                let value = EndpointValue {
-                    vtep,
-                    ifindex: veth.map_or(0, |veth| veth.ifindex),
-                    endpoint: endpoint.id.0,
-                    mac: veth.map_or(task_mac(attachment.addr.into()), |veth| veth.mac),
-                    ..EndpointValue::default()
-                };
-                desired.endpoints.insert(at, value);
-            }
-        }
+            let at = OverlayAddr {
+                vni,
+                addr: attachment.addr,
+            };
+            let value = EndpointValue {
+                vtep,
+                ifindex: veth.map_or(0, |veth| veth.ifindex),
+                endpoint: endpoint.id.0,
+                mac: veth.map_or(task_mac(attachment.addr.into()), |veth| veth.mac),
+                ..EndpointValue::default()
+            };
+            Some((at, value))
+        };
+        endpoint.addresses.iter().filter_map(at).collect()
     }
 
     fn overlay_veth(&self, endpoint: EndpointId, network: NetworkId) -> Option<LocalVeth> {
@@ -260,16 +290,17 @@ impl<'a> Projection<'a> {
     }
 
     /// Interfaces and namespaces of the tasks here, and the node's own namespace.
-    fn tasks(&self, desired: &mut Desired) {
+    fn tasks(&self, tables: &mut NodeTables) {
         let node = NetnsValue {
             kind: NETNS_NODE,
             ..NetnsValue::default()
         };
         for (task_id, task) in &self.local.tasks {
-            let veths = self.veths(*task_id, task, &mut desired.skipped);
-            let namespace = netns(*task_id, &veths, &mut desired.skipped);
-            desired.veths.extend(veths);
-            desired.netns.insert(task.netns_cookie, namespace);
+            let veths = self.veths(*task_id, task, &mut tables.skipped);
+            let namespace = netns(*task_id, &veths, &mut tables.skipped);
+            tables.veths.extend(veths);
+            tables.netns.insert(task.netns_cookie, namespace);
+            tables.targets.extend(self.targets(task));
             // An endpoint that left the view serves no more, though its task may still run.
             if self.view.endpoints.contains_key(&task.endpoint) {
                 let gateway = &task.gateway;
@@ -280,10 +311,10 @@ impl<'a> Projection<'a> {
                     netns: task.netns_id,
                     ..LocalEndpoint::default()
                 };
-                desired.locals.insert(task.endpoint.0, value);
+                tables.locals.insert(task.endpoint.0, value);
             }
         }
-        desired.netns.insert(self.local.netns_cookie, node);
+        tables.netns.insert(self.local.netns_cookie, node);
     }
 
     fn veths(
@@ -314,31 +345,41 @@ impl<'a> Projection<'a> {
         veths
     }
 
-    fn services(&self, desired: &mut Desired) {
-        for service in self.view.services.values() {
-            self.vips(service, desired);
-            self.ports(service, desired);
-            self.targets(service, desired);
-        }
-        // What the whole cluster serves has the port, should both want one for a moment.
-        for (endpoint, (_, task)) in &self.tasks {
-            self.host_ports(*endpoint, task, desired);
-        }
+    /// Where the socket hook sends neighbours that ask for a published port. An endpoint keeps them
+    /// while it drains: its conversations go on.
+    fn targets(&self, task: &LocalTask) -> Vec<(Target, TargetValue)> {
+        let endpoint = self.view.endpoints.get(&task.endpoint);
+        let service = endpoint.and_then(|endpoint| self.view.services.get(&endpoint.service));
+        let (Some(endpoint), Some(service)) = (endpoint, service) else {
+            return Vec::new();
+        };
+        let ports = service.ports.iter();
+        let mesh = ports.map(|port| (port.protocol.number(), port.target));
+        let serves = self.tier(endpoint).is_some();
+        let host = task.host_ports.iter().filter(|_| serves);
+        let host = host.map(|port| (port.proto, port.target));
+        let value = TargetValue {
+            endpoint: task.endpoint.0,
+            _pad: 0,
+        };
+        let target = |(proto, port)| Target {
+            addr: task.gateway.addr,
+            port,
+            proto,
+        };
+        mesh.chain(host).map(|at| (target(at), value)).collect()
     }
 
     /// Ports that a task here publishes on this node alone. There is one such task for a port at a
     /// time: the scheduler sees to that.
-    fn host_ports(&self, endpoint: EndpointId, task: &LocalTask, desired: &mut Desired) {
-        let endpoint = self.view.endpoints.get(&endpoint);
-        let Some((endpoint, tier)) = endpoint.and_then(|at| Some((at, self.tier(at)?))) else {
-            return;
-        };
-        let Some(service) = self.view.services.get(&endpoint.service) else {
-            return;
-        };
+    fn host_ports(&self, id: EndpointId) -> Option<Asked> {
+        let (_, task) = self.tasks.get(&id)?;
+        let endpoint = self.view.endpoints.get(&id)?;
+        let tier = self.tier(endpoint)?;
+        let service = self.view.services.get(&endpoint.service)?;
         let pool = Arc::new(Pool {
             backends: Arc::from([BackendValue {
-                endpoint: endpoint.id.0,
+                endpoint: id.0,
                 vtep: Be32::ZERO,
                 addr: task.gateway.addr.into(),
                 state: tier.state(),
@@ -346,10 +387,11 @@ impl<'a> Projection<'a> {
                 _pad: 0,
             }]),
             members: Arc::from([Member {
-                endpoint: endpoint.id,
+                endpoint: id,
                 weight: 1,
             }]),
         });
+        let mut tables = Asked::default();
         for port in &task.host_ports {
             let at = Published::everywhere(Port {
                 proto: port.proto,
@@ -361,42 +403,12 @@ impl<'a> Projection<'a> {
                 port_shift: port.target.wrapping_sub(port.published),
                 flags: flags(service.policy) | SERVICE_OF_NODE,
             };
-            claim(desired, Frontend::Published(at), spec);
-            let target = Target {
-                addr: task.gateway.addr,
-                port: port.target,
-                proto: port.proto,
-            };
-            let value = TargetValue {
-                endpoint: endpoint.id.0,
-                _pad: 0,
-            };
-            desired.targets.insert(target, value);
+            tables.claim(Frontend::Published(at), spec);
         }
+        Some(tables)
     }
 
-    /// Where the socket hook sends neighbours that ask for a published port. An endpoint keeps them
-    /// while it drains: its conversations go on.
-    fn targets(&self, service: &ServiceView, desired: &mut Desired) {
-        let endpoints = self.by_service.get(&service.id).into_iter().flatten();
-        let here = endpoints.filter_map(|endpoint| self.tasks.get(&endpoint.id));
-        for (_, task) in here {
-            let value = TargetValue {
-                endpoint: task.endpoint.0,
-                _pad: 0,
-            };
-            let targets = service.ports.iter().map(|port| Target {
-                addr: task.gateway.addr,
-                port: port.target,
-                proto: port.protocol.number(),
-            });
-            desired
-                .targets
-                .extend(targets.map(|target| (target, value)));
-        }
-    }
-
-    fn vips(&self, service: &ServiceView, desired: &mut Desired) {
+    fn vips(&self, service: &ServiceView, tables: &mut Asked) {
         if service.mode != EndpointMode::Vip {
             return;
         }
@@ -412,15 +424,15 @@ impl<'a> Projection<'a> {
             };
             let spec = FrontendSpec {
                 service: service.id,
-                pool: self.pool(service.id, backend, &mut desired.skipped),
+                pool: self.pool(service.id, backend, &mut tables.skipped),
                 port_shift: 0,
                 flags: flags(service.policy),
             };
-            claim(desired, Frontend::Vip(OverlayAddr { vni, addr: vip }), spec);
+            tables.claim(Frontend::Vip(OverlayAddr { vni, addr: vip }), spec);
         }
     }
 
-    fn ports(&self, service: &ServiceView, desired: &mut Desired) {
+    fn ports(&self, service: &ServiceView, tables: &mut Asked) {
         if service.ports.is_empty() {
             return;
         }
@@ -432,7 +444,7 @@ impl<'a> Projection<'a> {
             }
             Some((vtep, vtep, mesh_mac::Kind::Forward.mac(endpoint.id.0)))
         };
-        let pool = self.pool(service.id, backend, &mut desired.skipped);
+        let pool = self.pool(service.id, backend, &mut tables.skipped);
         let own = pool.of_this_node();
         for port in &service.ports {
             let spec = |pool: &Arc<Pool>| FrontendSpec {
@@ -446,7 +458,7 @@ impl<'a> Projection<'a> {
                 number: port.published,
             });
             if port.addresses.is_empty() {
-                claim(desired, Frontend::Published(everywhere), spec(&pool));
+                tables.claim(Frontend::Published(everywhere), spec(&pool));
             }
             for addr in port.addresses.iter().copied() {
                 let at = |own| {
@@ -457,10 +469,10 @@ impl<'a> Projection<'a> {
                     })
                 };
                 if !addr.is_loopback() {
-                    claim(desired, at(false), spec(&pool));
+                    tables.claim(at(false), spec(&pool));
                 }
                 if addr.is_loopback() || self.local.node_addrs.contains(&addr) {
-                    claim(desired, at(true), spec(&own));
+                    tables.claim(at(true), spec(&own));
                 }
             }
         }
@@ -474,7 +486,7 @@ impl<'a> Projection<'a> {
         backend: impl Fn(&EndpointView, Be32) -> Option<(Be32, Be32, [u8; 6])>,
         skipped: &mut Vec<Skipped>,
     ) -> Arc<Pool> {
-        let endpoints = self.by_service.get(&service).into_iter().flatten();
+        let endpoints = self.endpoints_of(service);
         let mut found: Vec<(Tier, u32, BackendValue)> = endpoints
             .filter_map(|endpoint| {
                 let tier = self.tier(endpoint)?;
@@ -561,17 +573,4 @@ fn netns(id: TaskId, veths: &[(u32, VethValue)], skipped: &mut Vec<Skipped>) -> 
         vni_count: count as u32,
         vnis,
     }
-}
-
-/// Whoever comes first (in order of service id) has the frontend.
-fn claim(desired: &mut Desired, frontend: Frontend, spec: FrontendSpec) {
-    if let Some(owner) = desired.frontends.get(&frontend) {
-        desired.skipped.push(Skipped::FrontendTaken {
-            service: spec.service,
-            frontend,
-            owner: owner.service,
-        });
-        return;
-    }
-    desired.frontends.insert(frontend, spec);
 }

@@ -1,9 +1,10 @@
 //! Ranges of an array map: which are in use, which may be.
 //!
-//! What is in use is never kept here as a fact of its own: before each plan the allocator is told
-//! which ranges the kernel's tables name ([`Extents::settle`]). A range that they name no longer
-//! rests until no program that read the old name can still be running, then is free again. So a
-//! plan that failed half way, an entry altered by hand and a restart all end in the same state.
+//! What is in use is told by what the tables name: all of it at once after a look at the kernel
+//! ([`Extents::settle`]), or what they name no longer after a plan was carried out
+//! ([`Extents::release`]). A released range rests until no program that read the old name can still
+//! be running, then is free again. So a plan that failed half way, an entry altered by hand and a
+//! restart all end in the same state.
 
 use std::{ops::Range, time::Duration};
 
@@ -36,12 +37,11 @@ pub struct Exhausted {
     pub capacity: u32,
 }
 
-/// Allocator of ranges of the indexes `first..end`.
+/// Allocator of ranges of the indexes `first..end`: those that neither are free nor rest are in use.
 #[derive(Debug, Clone)]
 pub struct Extents {
     bounds: Range<u32>,
-    in_use: Ranges,
-    /// Allocated since the last settling.
+    /// Allocated for the plan in the making.
     new: Vec<Range<u32>>,
     resting: Vec<(Ranges, Moment)>,
     free: Ranges,
@@ -50,7 +50,6 @@ pub struct Extents {
 impl Extents {
     pub fn new(bounds: Range<u32>) -> Self {
         Self {
-            in_use: Ranges::default(),
             new: Vec::new(),
             resting: Vec::new(),
             free: Ranges::from_iter([bounds.clone()]),
@@ -60,30 +59,59 @@ impl Extents {
 
     /// Takes note of what the tables name now. Ranges beyond the bounds are cut off.
     pub fn settle(&mut self, named: impl IntoIterator<Item = Range<u32>>, now: Moment) {
-        let bounds = Ranges::from_iter([self.bounds.clone()]);
-        let named = Ranges::from_iter(named).intersect(&bounds);
-        let held = Ranges::from_iter(self.in_use.0.drain(..).chain(self.new.drain(..)));
+        let named = Ranges::from_iter(named);
+        let whole = Ranges::from_iter([self.bounds.clone()]);
+        let held = self
+            .resting
+            .iter()
+            .fold(whole.subtract(&self.free), |held, (resting, _)| {
+                held.subtract(resting)
+            });
         let released = held.subtract(&named);
-        if !released.is_empty() {
-            self.resting.push((released, now));
+        for (resting, _) in &mut self.resting {
+            *resting = resting.subtract(&named);
         }
-        self.resting
-            .retain(|(_, since)| !now.is_past_grace_of(*since));
-        self.in_use = named;
+        self.resting.push((released, now));
         self.free = self
             .resting
             .iter()
-            .fold(bounds.subtract(&self.in_use), |free, (resting, _)| {
+            .fold(whole.subtract(&named), |free, (resting, _)| {
                 free.subtract(resting)
             });
+        self.begin(now);
     }
 
-    /// Ends every rest, and forgets what was allocated since the last settling and never written:
-    /// for a caller that has itself waited until no program runs that began before that settling.
-    pub fn end_rest(&mut self, now: Moment) {
-        self.resting.clear();
+    /// Takes note of what the tables name no longer; nothing else of theirs is in these ranges.
+    pub fn release(&mut self, ranges: impl IntoIterator<Item = Range<u32>>, now: Moment) {
+        let ranges = Ranges::from_iter(ranges);
+        if !ranges.is_empty() {
+            self.resting.push((ranges, now));
+        }
+    }
+
+    /// A new plan begins: what was allocated for the last one is in use, what rested long is free.
+    pub fn begin(&mut self, now: Moment) {
         self.new.clear();
-        self.settle(self.in_use.0.clone(), now);
+        let rested = self
+            .resting
+            .extract_if(.., |(_, since)| now.is_past_grace_of(*since));
+        let rested: Vec<Range<u32>> = rested.flat_map(|(ranges, _)| ranges.0).collect();
+        self.free_up(rested);
+        self.resting.retain(|(ranges, _)| !ranges.is_empty());
+    }
+
+    /// Ends every rest, and takes back what was allocated since the last beginning and never written:
+    /// for a caller that has itself waited until no program runs that began before.
+    pub fn end_rest(&mut self) {
+        let rested = self.resting.drain(..).flat_map(|(ranges, _)| ranges.0);
+        let rested: Vec<Range<u32>> = rested.chain(self.new.drain(..)).collect();
+        self.free_up(rested);
+    }
+
+    fn free_up(&mut self, ranges: Vec<Range<u32>>) {
+        if !ranges.is_empty() {
+            self.free = Ranges::from_iter(self.free.0.drain(..).chain(ranges));
+        }
     }
 
     /// First index of a free run of `len` (at least one) indexes, lowest first.
@@ -93,8 +121,8 @@ impl Extents {
         let Some(start) = run.map(|run| run.start) else {
             return Err(Exhausted {
                 wanted: len,
-                in_use: self.in_use.len(),
-                resting: self.resting.iter().map(|(ranges, _)| ranges.len()).sum(),
+                in_use: self.in_use(),
+                resting: self.resting(),
                 capacity: self.bounds.end - self.bounds.start,
             });
         };
@@ -119,9 +147,12 @@ impl Extents {
         self.bounds.clone()
     }
 
-    /// Indexes named at the last settling.
-    pub fn in_use(&self) -> u32 {
-        self.in_use.len()
+    fn in_use(&self) -> u32 {
+        self.bounds.end - self.bounds.start - self.free.len() - self.resting()
+    }
+
+    fn resting(&self) -> u32 {
+        self.resting.iter().map(|(ranges, _)| ranges.len()).sum()
     }
 }
 
@@ -180,10 +211,6 @@ impl Ranges {
         }
         Self(left)
     }
-
-    fn intersect(&self, other: &Self) -> Self {
-        self.subtract(&self.subtract(other))
-    }
 }
 
 #[cfg(test)]
@@ -229,7 +256,7 @@ mod tests {
         extents.settle([0..8], at(1, 0));
         extents.settle([2..8], at(2, 1));
         assert!(extents.allocate(1).is_err());
-        extents.end_rest(at(2, 1));
+        extents.end_rest();
         assert_eq!(extents.allocate(2), Ok(0));
         assert!(extents.allocate(1).is_err());
     }
@@ -271,7 +298,6 @@ mod tests {
             let (a, b) = (Ranges::from_iter(a), Ranges::from_iter(b));
             let (set_a, set_b) = (indexes(&a), indexes(&b));
             prop_assert_eq!(indexes(&a.subtract(&b)), &set_a - &set_b);
-            prop_assert_eq!(indexes(&a.intersect(&b)), &set_a & &set_b);
             prop_assert_eq!(a.len() as usize, set_a.len());
         }
 

@@ -1,16 +1,18 @@
 //! User space of the eBPF data plane.
 //!
 //! [`Datapath`] owns programs, maps and links in the kernel, all pinned, so that they outlive the
-//! agent. Its [`Datapath::sync`] goes through four stages, the middle two of them pure:
+//! agent. Its [`Datapath::sync`] goes through three stages, the first two of them pure:
 //!
-//! 1. read what the maps hold ([`tables`]);
-//! 2. make from the managers' view and the node's own facts what they shall hold ([`desired`]);
-//! 3. compare, and order the operations ([`plan`]), building rings ([`maglev`], [`ring`]) and finding
-//!    places in the array maps ([`extent`]);
-//! 4. carry them out.
+//! 1. take the [`desired`] state to the managers' view and the node's own facts, and see where it
+//!    became another;
+//! 2. compare that part with what was last written ([`recorded`]), and order the operations ([`plan`]),
+//!    building rings ([`maglev`], [`ring`]) and finding places in the array maps ([`extent`]);
+//! 3. carry them out, and record each.
 //!
-//! No state of its own stands between two syncs but caches: a restarted agent, a half-done sync and
-//! an entry altered by hand are all the same to the next one.
+//! So a change costs what it changes. [`Datapath::repair`] reads what the maps hold ([`tables`]) and
+//! plans for what differs from the record as well. Nothing is recorded yet by a process that starts,
+//! and no longer after an operation that failed: then all is read, and all compared. So a restarted
+//! agent, a half-done sync and an entry altered by hand end in the same state.
 
 mod attach;
 mod bpffs;
@@ -30,6 +32,7 @@ mod pins;
 pub mod plan;
 mod ports;
 mod query;
+pub mod recorded;
 mod repair;
 pub mod ring;
 mod sys;

@@ -42,7 +42,7 @@ impl Datapath {
         if flows.is_empty() {
             return Ok(Vec::new());
         }
-        let tables = self.maps.observe()?;
+        let tables = self.tables()?;
         let now = sys::monotonic();
         let live = flows
             .iter()

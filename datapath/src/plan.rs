@@ -1,4 +1,5 @@
-//! From desired and present contents of the maps to the operations that lead from one to the other.
+//! From wanted and present contents of the maps to the operations that lead from one to the other: of
+//! all that the maps hold, or of the part that a change touches.
 //!
 //! The order makes every moment in between consistent for the programs, which run all the while:
 //! first what the new frontends lead to (endpoints, interfaces, fresh ranges of rings and
@@ -20,9 +21,10 @@ use dataplane_abi::{
 };
 
 use crate::{
-    desired::Desired,
+    desired::Wanted,
     extent::{Exhausted, Extents, Moment},
     plan::frontends::Entry,
+    recorded::Released,
     ring::RingBuilder,
     tables::{Frontend, OverlayAddr, Port, Published, Tables, Target, backend_range, ring_chunks},
 };
@@ -129,36 +131,48 @@ impl Planner {
         }
     }
 
-    /// What leads from `present` to `desired`, in order; nothing when they are alike.
+    /// What leads from `present` to what is wanted, in order; nothing when they are alike. `present`
+    /// is what this was settled to, and all plans since were carried out on, and released from.
     pub fn plan(
         &mut self,
-        desired: &Desired,
+        wanted: &Wanted,
         present: &Tables,
         now: Moment,
     ) -> Result<Vec<Op>, Full> {
-        self.settle(present, now);
-        self.builder.begin();
+        self.extents().for_each(|extents| extents.begin(now));
         let mut draft = Draft::default();
-        let entries = self.entries(desired, present, &mut draft)?;
-        let stats = self.stats(desired, present, &entries, &mut draft)?;
-        endpoints(desired, present, &mut draft);
-        interfaces(desired, present, &stats.by_endpoint, &mut draft);
-        neighbours(desired, present, &mut draft);
-        self.frontends(&entries, present, &stats.by_frontend, &mut draft)?;
-        config(desired, present, &mut draft);
+        let entries = self.entries(wanted, present, &mut draft)?;
+        self.builder.forget();
+        let stats = self.stats(wanted, present, &entries, &mut draft)?;
+        endpoints(wanted, present, &mut draft);
+        interfaces(wanted, present, &stats.by_endpoint, &mut draft);
+        neighbours(wanted, present, &mut draft);
+        self.frontends(wanted, &entries, present, &stats.by_frontend, &mut draft)?;
+        config(wanted, present, &mut draft);
         Ok(draft.into_ops())
     }
 
     /// Makes ranges that rest available at once. The caller has waited, after the last plan, until
     /// every program ended that ran before it.
-    pub fn readers_are_gone(&mut self, now: Moment) {
-        let (rings, backends) = (&mut self.rings, &mut self.backends);
-        for extents in [rings, backends, &mut self.frontends, &mut self.stats] {
-            extents.end_rest(now);
-        }
+    pub fn readers_are_gone(&mut self) {
+        self.extents().for_each(Extents::end_rest);
     }
 
-    fn settle(&mut self, present: &Tables, now: Moment) {
+    fn extents(&mut self) -> impl Iterator<Item = &mut Extents> {
+        let (rings, backends) = (&mut self.rings, &mut self.backends);
+        [rings, backends, &mut self.frontends, &mut self.stats].into_iter()
+    }
+
+    /// Takes note of what a plan that was carried out left without a name.
+    pub fn release(&mut self, released: Released, now: Moment) {
+        self.rings.release(released.rings, now);
+        self.backends.release(released.backends, now);
+        self.frontends.release(released.frontends, now);
+        self.stats.release(released.stats, now);
+    }
+
+    /// Takes note of all that `present` names.
+    pub fn settle(&mut self, present: &Tables, now: Moment) {
         let services = || present.services.values();
         self.rings.settle(services().map(ring_chunks), now);
         self.backends.settle(services().map(backend_range), now);
@@ -176,7 +190,7 @@ impl Planner {
     /// Counters of every frontend and local endpoint: those it has, else new ones.
     fn stats(
         &mut self,
-        desired: &Desired,
+        wanted: &Wanted,
         present: &Tables,
         entries: &[Entry],
         draft: &mut Draft,
@@ -191,8 +205,9 @@ impl Planner {
             let kept = claims.keep(had.map(|service| service.stats));
             indexes.by_frontend.insert(entry.frontend, kept);
         }
-        let endpoints = desired.veths.values().map(|veth| veth.endpoint);
-        for endpoint in endpoints.chain(desired.locals.keys().copied()) {
+        let node = &wanted.node;
+        let endpoints = node.veths.values().map(|veth| veth.endpoint);
+        for endpoint in endpoints.chain(node.locals.keys().copied()) {
             indexes.by_endpoint.entry(endpoint).or_insert_with(|| {
                 let local = present.locals.get(&endpoint).map(|local| local.stats);
                 let mut veths = present.veths.values();
@@ -285,42 +300,55 @@ impl Draft {
         let gone = present.keys().filter(|key| !desired.contains_key(key));
         self.removals.extend(gone.map(|key| remove(*key)));
     }
-}
 
-fn endpoints(desired: &Desired, present: &Tables, draft: &mut Draft) {
-    let wanted = desired.endpoints.iter().map(|(at, value)| {
-        let had = present.endpoints.get(at);
-        let kept = had.filter(|had| {
-            let flags = had.flags & ENDPOINT_HAS_VIP_FLOWS;
-            **had == EndpointValue { flags, ..*value }
-        });
+    fn endpoint(
+        &mut self,
+        at: OverlayAddr,
+        value: Option<EndpointValue>,
+        had: Option<&EndpointValue>,
+    ) {
+        let Some(value) = value else {
+            self.removals.extend(had.map(|_| Op::RemoveEndpoint(at)));
+            return;
+        };
         // A program may raise the flag between our look and our write. So whatever replaces an
         // entry has it: a needless lookup a packet, instead of flows that lose their translation.
-        let flags = if had.is_some() {
-            ENDPOINT_HAS_VIP_FLOWS
-        } else {
-            0
+        let flags = match had {
+            Some(had)
+                if *had
+                    == (EndpointValue {
+                        flags: had.flags & ENDPOINT_HAS_VIP_FLOWS,
+                        ..value
+                    }) =>
+            {
+                return;
+            }
+            Some(_) => ENDPOINT_HAS_VIP_FLOWS,
+            None => 0,
         };
-        let fresh = EndpointValue { flags, ..*value };
-        (*at, kept.copied().unwrap_or(fresh))
-    });
-    draft.compare(
-        &wanted.collect(),
-        &present.endpoints,
-        Op::PutEndpoint,
-        Op::RemoveEndpoint,
-    );
-    let gone = present.endpoints.iter().filter(|(at, had)| {
-        let now = desired.endpoints.get(at);
-        now.is_none_or(|now| now.endpoint != had.endpoint)
-    });
-    let gone: BTreeSet<OverlayAddr> = gone.map(|(at, _)| *at).collect();
+        self.puts
+            .push(Op::PutEndpoint(at, EndpointValue { flags, ..value }));
+    }
+}
+
+fn endpoints(wanted: &Wanted, present: &Tables, draft: &mut Draft) {
+    let mut gone = BTreeSet::new();
+    for (at, value) in &wanted.endpoints {
+        let had = present.endpoints.get(at);
+        draft.endpoint(*at, *value, had);
+        let serves =
+            |had: &EndpointValue| value.is_some_and(|value| value.endpoint == had.endpoint);
+        if had.is_some_and(|had| !serves(had)) {
+            gone.insert(*at);
+        }
+    }
     if !gone.is_empty() {
         draft.flow_removals.push(Op::DropVipFlows(gone));
     }
 }
 
-fn interfaces(desired: &Desired, present: &Tables, stats: &BTreeMap<u32, u32>, draft: &mut Draft) {
+fn interfaces(wanted: &Wanted, present: &Tables, stats: &BTreeMap<u32, u32>, draft: &mut Draft) {
+    let desired = &wanted.node;
     let veths = desired.veths.iter().map(|(ifindex, veth)| {
         let stats = stats[&veth.endpoint];
         (*ifindex, VethValue { stats, ..*veth })
@@ -368,7 +396,8 @@ fn interfaces(desired: &Desired, present: &Tables, stats: &BTreeMap<u32, u32>, d
     }
 }
 
-fn neighbours(desired: &Desired, present: &Tables, draft: &mut Draft) {
+fn neighbours(wanted: &Wanted, present: &Tables, draft: &mut Draft) {
+    let desired = &wanted.node;
     draft.compare(&desired.peers, &present.peers, Op::PutPeer, Op::RemovePeer);
     let new = desired.node_addrs.difference(&present.node_addrs);
     draft.puts.extend(new.map(|addr| Op::PutNodeAddr(*addr)));
@@ -378,13 +407,13 @@ fn neighbours(desired: &Desired, present: &Tables, draft: &mut Draft) {
         .extend(gone.map(|addr| Op::RemoveNodeAddr(*addr)));
 }
 
-fn config(desired: &Desired, present: &Tables, draft: &mut Draft) {
+fn config(wanted: &Wanted, present: &Tables, draft: &mut Draft) {
     let written = present.config.generation;
     let same = NodeConfig {
         generation: written,
         // Set for a while by whoever changes something, and no business of the view.
         unsettled_until: present.config.unsettled_until,
-        ..desired.config
+        ..wanted.node.config
     };
     if written == 0 || present.config != same {
         // Zero means "never written", so the count steps over it.

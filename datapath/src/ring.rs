@@ -59,36 +59,25 @@ impl Ring<'_> {
     }
 }
 
-/// Builds rings, and keeps what it built for the plans to come: most services do not change.
+/// Builds rings, each once a plan: a service's VIPs and ports have the same members.
 #[derive(Debug, Default)]
 pub struct RingBuilder {
-    built: HashMap<(u64, u32, Arc<[Member]>), Built>,
-    generation: u64,
+    built: HashMap<Key, Arc<[u16]>>,
 }
 
-#[derive(Debug)]
-struct Built {
-    owners: Arc<[u16]>,
-    /// The generation that asked for it last.
-    used: u64,
-}
+/// Seed, length, members.
+type Key = (u64, u32, Arc<[Member]>);
 
 impl RingBuilder {
-    /// A new plan begins: what neither the last one nor this one asks for is forgotten by the next.
-    pub fn begin(&mut self) {
-        let last = self.generation;
-        self.built.retain(|_, built| built.used == last);
-        self.generation += 1;
+    /// Rings are many, so they are kept no longer than a plan.
+    pub fn forget(&mut self) {
+        self.built.clear();
     }
 
     fn owners(&mut self, members: &Arc<[Member]>, len: u32, seed: u64) -> Arc<[u16]> {
         let key = (seed, len, Arc::clone(members));
-        let built = self.built.entry(key).or_insert_with(|| Built {
-            owners: maglev::build(members, len, seed).into(),
-            used: 0,
-        });
-        built.used = self.generation;
-        Arc::clone(&built.owners)
+        let built = self.built.entry(key);
+        Arc::clone(built.or_insert_with(|| maglev::build(members, len, seed).into()))
     }
 
     /// Slots for `members` (ascending by endpoint; weight zero takes no new flow, but keeps those it
@@ -202,7 +191,6 @@ mod tests {
     /// `(endpoint, active)`.
     fn step(previous: Option<&Owned>, backends: &[(u32, bool)]) -> Owned {
         let mut builder = RingBuilder::default();
-        builder.begin();
         let members: Arc<[Member]> = backends
             .iter()
             .map(|(id, active)| Member {

@@ -7,11 +7,11 @@
 //! order and acknowledged.
 
 use std::{
-    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
+use imbl::{OrdMap, ordmap::DiffItem};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -64,17 +64,18 @@ impl ViewObject {
     }
 }
 
-/// A node's whole view: everything its agent acts upon.
+/// A node's whole view: everything its agent acts upon. A clone shares all but what changes later,
+/// and two that do are compared in the time of their differences.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NodeView {
     pub version: Version,
     pub cluster: Option<ClusterView>,
-    pub peers: BTreeMap<NodeId, PeerView>,
-    pub networks: BTreeMap<NetworkId, NetworkView>,
-    pub services: BTreeMap<ServiceId, ServiceView>,
-    pub endpoints: BTreeMap<EndpointId, EndpointView>,
+    pub peers: OrdMap<NodeId, PeerView>,
+    pub networks: OrdMap<NetworkId, NetworkView>,
+    pub services: OrdMap<ServiceId, ServiceView>,
+    pub endpoints: OrdMap<EndpointId, EndpointView>,
     /// Tasks of this node.
-    pub tasks: BTreeMap<TaskId, TaskAssignment>,
+    pub tasks: OrdMap<TaskId, TaskAssignment>,
 }
 
 impl NodeView {
@@ -137,6 +138,42 @@ impl NodeView {
     pub fn digest(&self) -> u64 {
         view_digest(self.objects().map(|object| object.digest()))
     }
+
+    /// [`Self::digest`] from that of `former`, in the time of what differs.
+    pub fn digest_after(&self, former: &Self, digest: u64) -> u64 {
+        let cluster = |view: &Self| {
+            let cluster = view.cluster.iter().cloned().map(ViewObject::Cluster);
+            view_digest(cluster.map(|object| object.digest()))
+        };
+        [
+            cluster(self).wrapping_sub(cluster(former)),
+            shift(&former.peers, &self.peers, ViewObject::Peer),
+            shift(&former.networks, &self.networks, ViewObject::Network),
+            shift(&former.services, &self.services, ViewObject::Service),
+            shift(&former.endpoints, &self.endpoints, ViewObject::Endpoint),
+            shift(&former.tasks, &self.tasks, |task| {
+                ViewObject::Task(Box::new(task))
+            }),
+        ]
+        .into_iter()
+        .fold(digest, u64::wrapping_add)
+    }
+}
+
+/// By how much the digest of a view with `new` is above that of one with `old`.
+fn shift<K: Ord, V: Clone + PartialEq>(
+    old: &OrdMap<K, V>,
+    new: &OrdMap<K, V>,
+    object: fn(V) -> ViewObject,
+) -> u64 {
+    let digest = |value: &V| object(value.clone()).digest();
+    old.diff(new).fold(0, |shift, item| match item {
+        DiffItem::Add(_, come) => shift.wrapping_add(digest(come)),
+        DiffItem::Remove(_, gone) => shift.wrapping_sub(digest(gone)),
+        DiffItem::Update { old, new } => shift
+            .wrapping_add(digest(new.1))
+            .wrapping_sub(digest(old.1)),
+    })
 }
 
 /// Combines object digests into a view's: a wrapping sum, so both sides can keep it up to date
@@ -338,4 +375,48 @@ pub struct Update {
     pub version: Version,
     pub removed: Vec<ViewKey>,
     pub put: Vec<ViewObject>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn peer(node: u128, up: bool) -> ViewObject {
+        ViewObject::Peer(PeerView {
+            node: NodeId::from_raw(node),
+            hostname: format!("n{node}"),
+            vtep: Ipv4Addr::LOCALHOST,
+            up,
+        })
+    }
+
+    fn cluster() -> ViewObject {
+        ViewObject::Cluster(ClusterView {
+            id: ClusterId::from_raw(1),
+            data_path: DataPathConfig::default(),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn digest_is_carried_over_changes(
+            updates in prop::collection::vec((prop::collection::vec((0u128..40, any::<bool>()), 0..9), 0u128..40), 1..9),
+        ) {
+            let mut view = NodeView::default();
+            let mut digest = view.digest();
+            for (put, removed) in updates {
+                let former = view.clone();
+                let put = put.into_iter().map(|(node, up)| peer(node, up));
+                view.apply(Update {
+                    version: Version(1),
+                    removed: vec![ViewKey::Peer(NodeId::from_raw(removed))],
+                    put: put.chain([cluster()]).collect(),
+                });
+                digest = view.digest_after(&former, digest);
+                prop_assert_eq!(digest, view.digest());
+            }
+        }
+    }
 }

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::Xxh3DefaultBuilder;
 
 use super::{Draft, Full, Op, Planner, full};
 use crate::{
-    desired::{Desired, FrontendSpec, Pool},
+    desired::{FrontendSpec, Pool, Wanted},
     extent::Extents,
     ring::Ring,
     tables::{Frontend, OverlayAddr, Port, Published, Tables, endpoints_of},
@@ -55,23 +55,24 @@ impl Entry {
 }
 
 impl Planner {
-    /// The entries that `desired` asks for, in order of frontends, with rings and backends in their
+    /// The entries that are wanted, in order of frontends, with rings and backends in their
     /// places.
     pub(super) fn entries(
         &mut self,
-        desired: &Desired,
+        wanted: &Wanted,
         present: &Tables,
         draft: &mut Draft,
     ) -> Result<Vec<Entry>, Full> {
-        let mut contents = Contents::new(present);
+        let mut contents = Contents::new(wanted, present);
         let mut decided: HashMap<Situation, ServiceValue> = HashMap::new();
         let mut entries: Vec<Entry> = Vec::new();
-        for (frontend, spec) in &desired.frontends {
+        let specs = wanted.frontends.iter();
+        for (frontend, spec) in specs.filter_map(|(at, spec)| Some((at, spec.as_ref()?))) {
             let had = present.services.get(frontend);
             let value = match decided.get(&Situation::of(spec, had)) {
                 Some(value) => *value,
                 None => {
-                    let seed = desired.config.ring_seed;
+                    let seed = wanted.node.config.ring_seed;
                     let value =
                         self.ranges(&spec.pool, had, present, seed, &mut contents, draft)?;
                     decided.insert(Situation::of(spec, had), value);
@@ -98,38 +99,35 @@ impl Planner {
 
     pub(super) fn frontends(
         &mut self,
+        wanted: &Wanted,
         entries: &[Entry],
         present: &Tables,
         stats: &BTreeMap<Frontend, u32>,
         draft: &mut Draft,
     ) -> Result<(), Full> {
-        let mut wanted = Words::default();
-        let mut vips = BTreeSet::new();
+        let mut words = Words::default();
         for entry in entries {
             let value = ServiceValue {
                 stats: stats[&entry.frontend],
                 ..entry.value
             };
             match entry.frontend {
-                Frontend::Vip(at) => {
-                    vips.insert(at);
-                    vip(at, value, present, draft);
-                }
+                Frontend::Vip(at) => vip(at, value, present, draft),
                 Frontend::Published(_) => {
-                    let index = self.place(entry, value, present, &mut wanted.taken, draft)?;
-                    entry.ports().for_each(|at| wanted.lead(at, index));
+                    let index = self.place(entry, value, present, &mut words.taken, draft)?;
+                    entry.ports().for_each(|at| words.lead(at, index));
                 }
             }
         }
-        wanted.turn(present, draft);
-        let gone = present
-            .services
-            .keys()
-            .filter_map(|frontend| match frontend {
-                Frontend::Vip(at) if !vips.contains(at) => Some(Op::RemoveVip(*at)),
-                _ => None,
-            });
-        draft.frontend_removals.extend(gone);
+        words.turn(wanted, present, draft);
+        for (frontend, spec) in &wanted.frontends {
+            match frontend {
+                Frontend::Vip(at) if spec.is_none() && present.services.contains_key(frontend) => {
+                    draft.frontend_removals.push(Op::RemoveVip(*at));
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -247,7 +245,7 @@ impl Words {
         }
     }
 
-    fn turn(self, present: &Tables, draft: &mut Draft) {
+    fn turn(self, wanted: &Wanted, present: &Tables, draft: &mut Draft) {
         for (at, index) in &self.addressed {
             if present.addressed.get(at) != Some(index) {
                 draft.frontends.push(Op::PutAddressed(*at, *index));
@@ -258,17 +256,30 @@ impl Words {
                 draft.ports.push(Op::SetPort(*port, *word));
             }
         }
-        let withdrawn = present.ports.keys();
-        let withdrawn = withdrawn.filter(|port| !self.ports.contains_key(*port));
+        let published = wanted
+            .frontends
+            .keys()
+            .filter_map(|frontend| match frontend {
+                Frontend::Vip(_) => None,
+                Frontend::Published(at) => Some(*at),
+            });
+        let published: Vec<Published> = published.collect();
+        let ports: BTreeSet<Port> = published.iter().map(|at| at.port).collect();
+        let withdrawn = ports
+            .into_iter()
+            .filter(|port| !self.ports.contains_key(port));
+        let withdrawn = withdrawn.filter(|port| present.ports.contains_key(port));
         let nowhere = PortWord::default();
         draft
             .ports
-            .extend(withdrawn.map(|port| Op::SetPort(*port, nowhere)));
-        let gone = present.addressed.keys();
-        let gone = gone.filter(|at| !self.addressed.contains_key(*at));
+            .extend(withdrawn.map(|port| Op::SetPort(port, nowhere)));
+        let gone = published
+            .into_iter()
+            .filter(|at| !self.addressed.contains_key(at));
+        let gone = gone.filter(|at| present.addressed.contains_key(at));
         draft
             .frontend_removals
-            .extend(gone.map(|at| Op::RemoveAddressed(*at)));
+            .extend(gone.map(Op::RemoveAddressed));
     }
 }
 
@@ -296,21 +307,29 @@ impl Situation {
     }
 }
 
-/// What the ranges of the array maps hold, so that equal contents are kept once. Most plans never
-/// ask, so it is looked through at the first question.
+/// What the ranges hold that the frontends in question name, so that equal contents are kept once:
+/// those are of one service. Most plans never ask, so it is looked through at the first question.
 struct Contents<'a> {
+    wanted: &'a Wanted,
     present: &'a Tables,
     rings: Option<HashMap<Arc<[u32]>, u32, Xxh3DefaultBuilder>>,
     backends: Option<HashMap<Box<[u8]>, u32, Xxh3DefaultBuilder>>,
 }
 
 impl<'a> Contents<'a> {
-    fn new(present: &'a Tables) -> Self {
+    fn new(wanted: &'a Wanted, present: &'a Tables) -> Self {
         Self {
+            wanted,
             present,
             rings: None,
             backends: None,
         }
+    }
+
+    fn services(&self) -> impl Iterator<Item = &'a ServiceValue> {
+        let present = self.present;
+        let frontends = self.wanted.frontends.keys();
+        frontends.filter_map(|frontend| present.services.get(frontend))
     }
 
     fn ring(
@@ -322,12 +341,15 @@ impl<'a> Contents<'a> {
         if slots.len() <= 1 {
             return Ok(0);
         }
-        let known = self.rings.get_or_insert_with(|| {
-            let rings = self.present.rings.iter();
-            rings
-                .map(|((base, _), slots)| (Arc::clone(slots), *base))
-                .collect()
+        let present = self.present;
+        let known = self.rings.take().unwrap_or_else(|| {
+            let ring = |of: &ServiceValue| {
+                let slots = present.rings.get(&(of.ring_base, of.ring_len))?;
+                Some((Arc::clone(slots), of.ring_base))
+            };
+            self.services().filter_map(ring).collect()
         });
+        let known = self.rings.insert(known);
         if let Some(base) = known.get(slots) {
             return Ok(*base);
         }
@@ -348,12 +370,15 @@ impl<'a> Contents<'a> {
             return Ok(0);
         }
         let bytes = crate::sys::bytes_of(values);
-        let known = self.backends.get_or_insert_with(|| {
-            let backends = self.present.backends.iter();
-            backends
-                .map(|((base, _), values)| (crate::sys::bytes_of(values).into(), *base))
-                .collect()
+        let present = self.present;
+        let known = self.backends.take().unwrap_or_else(|| {
+            let backends = |of: &ServiceValue| {
+                let values = present.backends.get(&(of.backend_base, of.backend_count))?;
+                Some((crate::sys::bytes_of(values).into(), of.backend_base))
+            };
+            self.services().filter_map(backends).collect()
         });
+        let known = self.backends.insert(known);
         if let Some(base) = known.get(bytes) {
             return Ok(*base);
         }

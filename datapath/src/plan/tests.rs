@@ -17,8 +17,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    desired::desired,
+    desired::Desired,
     local::{HostPort, LocalState, LocalTask, LocalVeth},
+    recorded::Recorded,
     tables::{Port, Published, backend_range},
 };
 
@@ -49,6 +50,9 @@ impl Kernel {
                 tables
                     .rings
                     .insert((service.ring_base, service.ring_len), slots.into());
+            }
+            if service.backend_count == 0 {
+                continue;
             }
             let values = backend_range(service)
                 .map(|index| self.backends.get(&index).copied().unwrap_or_default());
@@ -296,6 +300,21 @@ fn host_ports(draw: &Draw) -> Vec<HostPort> {
     (draw.id >= 20).then_some(port).into_iter().collect()
 }
 
+fn desired(view: &NodeView, local: &LocalState) -> Desired {
+    let mut desired = Desired::default();
+    desired.update(view, local).unwrap();
+    desired
+}
+
+/// After a look at everything.
+fn plan(planner: &mut Planner, desired: &Desired, kernel: &Kernel, now: Moment) -> Vec<Op> {
+    let present = kernel.observe();
+    planner.settle(&present, now);
+    planner
+        .plan(&desired.whole(&present), &present, now)
+        .unwrap()
+}
+
 fn some_draws() -> impl Strategy<Value = Vec<Draw>> {
     let state = prop_oneof![
         Just(BackendState::Starting),
@@ -335,9 +354,9 @@ proptest! {
         let mut kernel = Kernel::default();
         let mut planner = new_planner();
         for ((draws, ports, down), sync) in course.iter().zip(1..) {
-            let desired = desired(&view(draws, ports, *down), &local(draws)).unwrap();
-            prop_assert_eq!(&desired.skipped, &[]);
-            let ops = planner.plan(&desired, &kernel.observe(), moment(sync)).unwrap();
+            let desired = desired(&view(draws, ports, *down), &local(draws));
+            prop_assert_eq!(&desired.skipped(), &[]);
+            let ops = plan(&mut planner, &desired, &kernel, moment(sync));
             let old = kernel.resolve_all();
             let mut after = kernel.clone();
             ops.iter().for_each(|op| after.apply(op));
@@ -349,11 +368,12 @@ proptest! {
                     prop_assert!(known.contains(&Some(&resolved)), "{} after {:?}", frontend, op);
                 }
             }
-            let frontends: Vec<_> = desired.frontends.keys().collect();
+            let wanted = desired.whole(&Tables::default());
+            let frontends: Vec<_> = wanted.frontends.keys().collect();
             prop_assert_eq!(new.keys().collect::<Vec<_>>(), frontends);
-            let again = planner.plan(&desired, &kernel.observe(), moment(sync)).unwrap();
+            let again = plan(&mut planner, &desired, &kernel, moment(sync));
             prop_assert_eq!(again, vec![]);
-            let restarted = new_planner().plan(&desired, &kernel.observe(), moment(1)).unwrap();
+            let restarted = plan(&mut new_planner(), &desired, &kernel, moment(1));
             prop_assert_eq!(restarted, vec![]);
         }
     }
@@ -367,16 +387,16 @@ proptest! {
     ) {
         let mut kernel = Kernel::default();
         let mut planner = new_planner();
-        let desired = desired(&view(&draws, &ports, false), &local(&draws)).unwrap();
-        let ops = planner.plan(&desired, &kernel.observe(), moment(1)).unwrap();
+        let desired = desired(&view(&draws, &ports, false), &local(&draws));
+        let ops = plan(&mut planner, &desired, &kernel, moment(1));
         ops.iter().for_each(|op| kernel.apply(op));
         let sound = kernel.clone();
         for (kind, index, value) in damage {
             harm(&mut kernel, kind, index, value);
         }
-        let ops = planner.plan(&desired, &kernel.observe(), moment(2)).unwrap();
+        let ops = plan(&mut planner, &desired, &kernel, moment(2));
         ops.iter().for_each(|op| kernel.apply(op));
-        prop_assert_eq!(planner.plan(&desired, &kernel.observe(), moment(3)).unwrap(), vec![]);
+        prop_assert_eq!(plan(&mut planner, &desired, &kernel, moment(3)), vec![]);
         let owners = |kernel: &Kernel| -> BTreeMap<Frontend, Vec<BackendValue>> {
             let all = kernel.resolve_all().into_iter();
             all.map(|(f, slots)| (f, slots.into_iter().map(|(now, _)| now).collect())).collect()
@@ -391,6 +411,176 @@ proptest! {
         };
         prop_assert_eq!(uniform(&owners(&kernel)), uniform(&owners(&sound)));
         prop_assert_eq!(kernel.tables.locals.len(), sound.tables.locals.len());
+    }
+}
+
+/// A node that plans from its record, as the data plane does.
+struct Node {
+    desired: Desired,
+    recorded: Recorded,
+    planner: Planner,
+    kernel: Kernel,
+    syncs: u64,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            desired: Desired::default(),
+            recorded: Recorded::default(),
+            planner: new_planner(),
+            kernel: Kernel::default(),
+            syncs: 0,
+        }
+    }
+
+    /// Plans where the step touches anything. Each operation leaves every frontend as it was, or as
+    /// it will be.
+    fn sync(&mut self, step: &Step) {
+        self.syncs += 1;
+        let touched = self.desired.update(&step.view(), &step.local()).unwrap();
+        let wanted = self.desired.part(&touched);
+        let (present, now) = (self.recorded.tables(), moment(self.syncs));
+        let ops = self.planner.plan(&wanted, present, now).unwrap();
+        let old = self.kernel.resolve_all();
+        let mut after = self.kernel.clone();
+        ops.iter().for_each(|op| after.apply(op));
+        let new = after.resolve_all();
+        for op in &ops {
+            self.kernel.apply(op);
+            self.recorded.note(op);
+            for (frontend, resolved) in self.kernel.resolve_all() {
+                let known = [old.get(&frontend), new.get(&frontend)];
+                assert!(known.contains(&Some(&resolved)), "{frontend} after {op:?}");
+            }
+        }
+        let released = self.recorded.release();
+        self.planner.release(released, now);
+    }
+
+    /// Looks at the maps, and plans where they differ from the record.
+    fn repair(&mut self) {
+        self.syncs += 1;
+        let observed = self.kernel.observe();
+        let mut touched = self.recorded.differences(&observed);
+        self.desired.close(&mut touched);
+        self.recorded = Recorded::new(observed);
+        let (present, now) = (self.recorded.tables(), moment(self.syncs));
+        self.planner.settle(present, now);
+        let wanted = self.desired.part(&touched);
+        for op in self.planner.plan(&wanted, present, now).unwrap() {
+            self.kernel.apply(&op);
+            self.recorded.note(&op);
+        }
+        self.recorded.release();
+        self.planner.settle(self.recorded.tables(), now);
+    }
+
+    /// The record is what the maps hold, and one that looks at all of it has nothing to do.
+    fn check(&self, step: &Step) {
+        let observed = self.kernel.observe();
+        let recorded = self.recorded.tables();
+        // Too long to print.
+        assert!(recorded.rings == observed.rings, "rings");
+        assert_eq!(recorded.backends, observed.backends);
+        assert_eq!(recorded.services, observed.services);
+        assert_eq!(recorded.endpoints, observed.endpoints);
+        let fresh = desired(&step.view(), &step.local());
+        assert_eq!(self.desired.whole(&observed), fresh.whole(&observed));
+        assert_eq!(self.desired.skipped(), fresh.skipped());
+        let rest = plan(&mut new_planner(), &fresh, &self.kernel, moment(1));
+        assert_eq!(rest, []);
+    }
+}
+
+/// What the managers and the node say at some moment, with services that want the same ports.
+#[derive(Debug, Clone)]
+struct Step {
+    draws: Vec<Draw>,
+    /// Port, service, and which of the node's addresses when not all.
+    claims: Vec<(u16, u128, Option<u8>)>,
+    has_second_network: bool,
+    down: bool,
+}
+
+impl Step {
+    fn view(&self) -> NodeView {
+        let mut view = view(&self.draws, &BTreeMap::new(), self.down);
+        if !self.has_second_network {
+            view.networks.remove(&NetworkId::from_raw(2));
+        }
+        for (published, owner, at) in &self.claims {
+            let owner = ServiceId::from_raw(*owner);
+            let service = view.services.get_mut(&owner).unwrap();
+            service.ports.push(PublishedPort {
+                protocol: Protocol::Tcp,
+                published: *published,
+                target: *published,
+                addresses: at.iter().map(|node| vtep((*node).into())).collect(),
+            });
+        }
+        view
+    }
+
+    fn local(&self) -> LocalState {
+        local(&self.draws)
+    }
+}
+
+fn some_steps() -> impl Strategy<Value = Vec<Step>> {
+    let claim = (8000u16..8004, 1u128..=3, prop::option::of(1u8..=2));
+    let step = (
+        some_draws(),
+        prop::collection::vec(claim, 0..6),
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.2),
+    );
+    let step = step.prop_map(|(draws, claims, has_second_network, down)| Step {
+        draws,
+        claims,
+        has_second_network,
+        down,
+    });
+    // Each again with one endpoint less, so that much stays as it is.
+    prop::collection::vec(step, 1..5).prop_map(|steps| {
+        let with_less = |step: Step| {
+            let mut less = step.clone();
+            less.draws.pop();
+            [step, less]
+        };
+        steps.into_iter().flat_map(with_less).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Over any course of changes, to plan from the record where a change touches anything leads to
+    /// the maps that a look at all of it asks for.
+    #[test]
+    fn changes_by_parts_lead_where_all_at_once_does(steps in some_steps()) {
+        let mut node = Node::new();
+        for step in &steps {
+            node.sync(step);
+            node.check(step);
+        }
+    }
+
+    /// Likewise when others alter the maps in between and a repair finds it.
+    #[test]
+    fn repair_by_parts_leaves_nothing_to_do(
+        steps in some_steps(),
+        damage in prop::collection::vec((0u8..9, any::<prop::sample::Index>(), any::<u32>()), 1..6),
+    ) {
+        let mut node = Node::new();
+        for step in &steps {
+            node.sync(step);
+            for (kind, index, value) in &damage {
+                harm(&mut node.kernel, *kind, *index, *value);
+            }
+            node.repair();
+            node.check(step);
+        }
     }
 }
 
@@ -473,10 +663,8 @@ fn settle(
     sync: u64,
 ) -> Vec<Op> {
     let ports = ports.iter().map(|port| (*port, 1)).collect();
-    let desired = desired(&view(draws, &ports, false), &local(draws)).unwrap();
-    let ops = planner
-        .plan(&desired, &kernel.observe(), moment(sync))
-        .unwrap();
+    let desired = desired(&view(draws, &ports, false), &local(draws));
+    let ops = plan(planner, &desired, kernel, moment(sync));
     ops.iter().for_each(|op| kernel.apply(op));
     ops
 }
@@ -647,10 +835,10 @@ fn full_map_is_named() {
     let (mut planner, kernel) = (new_planner(), Kernel::default());
     planner.rings = Extents::new(0..3);
     let draws = [1, 2, 3].map(|id| draw(id, 1, 2, BackendState::Active));
-    let desired = desired(&view(&draws, &BTreeMap::new(), false), &local(&draws)).unwrap();
-    let error = planner
-        .plan(&desired, &kernel.observe(), moment(1))
-        .unwrap_err();
+    let desired = desired(&view(&draws, &BTreeMap::new(), false), &local(&draws));
+    let present = kernel.observe();
+    let wanted = desired.whole(&present);
+    let error = planner.plan(&wanted, &present, moment(1)).unwrap_err();
     assert_eq!(error.map, "RINGS");
     assert!(
         error.to_string().contains("4 more of its 3 entries"),
