@@ -1,4 +1,4 @@
-//! Small files that must be whole after a crash: written aside, synced, renamed.
+//! Small files that must be whole after a crash: written aside, synced where need be, renamed.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,16 +15,41 @@ pub struct DiskError {
     source: io::Error,
 }
 
-/// Replaces the file's content, mode 0600.
+/// Replaces the file's content, mode 0600, so that it outlives the machine's end.
 ///
 /// # Errors
 /// Names the path; the old content stays.
 pub fn write_atomic(path: &Path, content: &[u8]) -> Result<(), DiskError> {
-    let fail = |source| DiskError {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    replace(path, content, File::sync_all)?;
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|source| write_error(path, source))
+}
+
+/// Replaces the file's content, mode 0600, so that it outlives this process. The machine's end may
+/// leave the old content, or none.
+///
+/// # Errors
+/// Names the path; the old content stays.
+pub fn write_lazily(path: &Path, content: &[u8]) -> Result<(), DiskError> {
+    replace(path, content, |_| Ok(()))
+}
+
+fn write_error(path: &Path, source: io::Error) -> DiskError {
+    DiskError {
         action: "write",
         path: path.to_owned(),
         source,
-    };
+    }
+}
+
+fn replace(
+    path: &Path,
+    content: &[u8],
+    sync: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<(), DiskError> {
+    let fail = |source| write_error(path, source);
     let aside = path.with_extension("new");
     let parent = path.parent().unwrap_or(Path::new("."));
     make_dir(parent)?;
@@ -36,12 +61,9 @@ pub fn write_atomic(path: &Path, content: &[u8]) -> Result<(), DiskError> {
         .open(&aside)
         .map_err(fail)?;
     file.write_all(content)
-        .and_then(|()| file.sync_all())
+        .and_then(|()| sync(&file))
         .map_err(fail)?;
-    fs::rename(&aside, path).map_err(fail)?;
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(fail)
+    fs::rename(&aside, path).map_err(fail)
 }
 
 /// The file's content, or `None` when there is none.

@@ -39,6 +39,11 @@ impl Applied {
         let digest = view.digest();
         Self { view, digest }
     }
+
+    pub fn next(&self, view: Arc<NodeView>) -> Self {
+        let digest = view.digest_after(&self.view, self.digest);
+        Self { view, digest }
+    }
 }
 
 /// What the session tells the agent.

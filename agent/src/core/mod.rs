@@ -288,7 +288,9 @@ impl Core {
         }
         // Each update has its acknowledgement, also one that brings no new version.
         if std::mem::take(&mut self.owes_ack) {
-            self.applied.send_replace(Applied::new(self.view.clone()));
+            let view = self.view.clone();
+            self.applied
+                .send_modify(|applied| *applied = applied.next(view));
             self.say(AgentMessage::Ack {
                 version: self.view.version,
             });
