@@ -20,11 +20,23 @@ struct Repair {
 }
 
 #[derive(Debug, Default)]
-pub struct Repairs(Vec<Repair>);
+pub struct Repairs {
+    found: Vec<Repair>,
+    /// By a comparison that the kernel's word of a change hastened.
+    is_hastened: bool,
+}
 
 impl Repairs {
+    /// Of a comparison, hastened or not.
+    pub fn of_comparison(is_hastened: bool) -> Self {
+        Self {
+            found: Vec::new(),
+            is_hastened,
+        }
+    }
+
     pub fn note(&mut self, what: impl Into<String>, found: impl Into<String>, why: &'static str) {
-        self.0.push(Repair {
+        self.found.push(Repair {
             what: what.into(),
             found: found.into(),
             why,
@@ -41,7 +53,7 @@ impl Repairs {
     /// What a log would say first of each.
     #[cfg(test)]
     pub fn said(&self) -> Vec<String> {
-        let said = self.0.iter();
+        let said = self.found.iter();
         said.map(|repair| format!("{} was {}", repair.what, repair.found))
             .collect()
     }
@@ -49,16 +61,20 @@ impl Repairs {
     /// One line for each, and empties the list.
     pub fn log(&mut self, task: Option<TaskId>) {
         let task = task.map(tracing::field::display);
-        for Repair { what, found, why } in self.0.iter().take(LINES_MAX) {
-            warn!(task.id = task, "{what} was {found}; changed back, as {why}");
+        let soon = if self.is_hastened { " at once" } else { "" };
+        for Repair { what, found, why } in self.found.iter().take(LINES_MAX) {
+            warn!(
+                task.id = task,
+                "{what} was {found}; changed back{soon}, as {why}"
+            );
         }
-        if self.0.len() > LINES_MAX {
+        if self.found.len() > LINES_MAX {
             info!(
                 task.id = task,
-                repair.more = self.0.len() - LINES_MAX,
+                repair.more = self.found.len() - LINES_MAX,
                 "more was changed back"
             );
         }
-        self.0.clear();
+        self.found.clear();
     }
 }

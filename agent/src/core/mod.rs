@@ -3,6 +3,7 @@
 
 mod adopt;
 mod compare;
+mod haste;
 mod leave;
 mod pins;
 
@@ -21,7 +22,10 @@ use model::{
     feed::{AgentMessage, NodeView, Update},
     inspect::{Table, TraceAnswer, TraceQuery},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -40,7 +44,7 @@ use crate::{
     view_file::ViewFile,
 };
 
-/// Between two comparisons of what should be with what is.
+/// Between two comparisons of what should be with what is, when nothing hastens one.
 const COMPARE_PERIOD: Duration = Duration::from_secs(5);
 
 /// What the handle asks of the actor.
@@ -54,6 +58,8 @@ pub(crate) struct Core {
     view_file: ViewFile,
     links_spec: NodeLinksSpec,
     links: NodeLinks,
+    watch: links::Watch,
+    haste: haste::Haste,
     masquerade: Masquerade,
     datapath: Datapath,
     view: Arc<NodeView>,
@@ -109,6 +115,7 @@ impl Core {
         let view = applied.borrow().view.clone();
         let links_spec = links_spec(&config, credentials, &view);
         let (mut masquerade, mut made) = (Masquerade::default(), Repairs::default());
+        let watch = links::Watch::open()?;
         let links = links::ensure_node_links(&links_spec, &mut made).await?;
         masquerade.ensure(gateway::subnet(), &mut made).await?;
         let datapath_config = config.datapath();
@@ -158,6 +165,8 @@ impl Core {
             view_file,
             links_spec,
             links,
+            watch,
+            haste: haste::Haste::default(),
             masquerade,
             datapath,
             view,
@@ -198,6 +207,7 @@ impl Core {
                     self.tell_pins();
                     self.repeat_statuses();
                 }
+                () = self.haste.due() => self.compare_early().await,
                 Some(command) = commands.recv() => match command {
                     // A caller that went away needs no answer.
                     Command::Inspect(table, reply) => drop(reply.send(self.inspect(table))),
@@ -212,6 +222,7 @@ impl Core {
                 },
                 Some(message) = self.runner_inbox.recv() => self.hear_runner(message),
                 Some(event) = events.recv() => self.hear_session(event),
+                () = self.watch.altered() => self.haste.ask(Instant::now()),
             }
         }
         // Tasks go on without their runners; the next agent adopts them.

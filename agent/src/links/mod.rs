@@ -9,10 +9,12 @@ mod route;
 mod task;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use namespace::namespace_id;
 pub use node::{GATEWAY_BRIDGE, NodeLinks, NodeLinksSpec, ensure_node_links, remove_node_links};
 pub use task::{HostVeths, TaskLinksSpec, ensure_task_links, find_host_veths, remove_task_links};
+pub use watch::Watch;
 
 use std::{fs, io, net::Ipv4Addr};
 

@@ -11,8 +11,8 @@ use ipnet::Ipv4Net;
 use model::EndpointId;
 
 use super::{
-    HostVeths, NodeLinks, NodeLinksSpec, TaskLinksSpec, ensure_node_links, ensure_task_links,
-    find_host_veths, namespace_id, remove_node_links, remove_task_links,
+    HostVeths, NodeLinks, NodeLinksSpec, TaskLinksSpec, Watch, ensure_node_links,
+    ensure_task_links, find_host_veths, namespace_id, remove_node_links, remove_task_links,
 };
 use crate::{netns::Netns, repair::Repairs};
 
@@ -350,5 +350,70 @@ fn namespace_keeps_its_number() {
         let links = ensure_task_links(&task_spec(), &task, &mut repairs).await;
         links.unwrap();
         assert_eq!(namespace_id(&task).await.unwrap(), first);
+    });
+}
+
+/// Runs `ip` somewhere.
+type Run<'a> = &'a dyn Fn(&str);
+
+/// Whether word comes, sooner or later.
+async fn told(watch: &Watch) -> bool {
+    let deadline = std::time::Duration::from_secs(10);
+    tokio::time::timeout(deadline, watch.altered())
+        .await
+        .is_ok()
+}
+
+/// Takes in all that was told so far.
+async fn hear_all(watch: &Watch) {
+    let moment = std::time::Duration::from_millis(1);
+    while tokio::time::timeout(moment, watch.altered()).await.is_ok() {}
+}
+
+#[test]
+fn kernel_tells_of_what_is_altered_on_the_node_and_in_its_tasks() {
+    on_a_node(|task| async move {
+        let watch = Watch::open().unwrap();
+        node_links(&node_spec()).await.unwrap();
+        task_links(&task).await.unwrap();
+        namespace_id(&task).await.unwrap();
+        let alterations: [(&str, Run<'_>); 7] = [
+            ("link set sn_gwbridge down", &ip),
+            ("address add 198.51.100.1/32 dev lo", &ip),
+            ("route add unreachable 203.0.113.0/24", &ip),
+            ("link del sn_gwbridge", &ip),
+            ("address flush dev eth0", &|line| ip_inside(&task, line)),
+            ("route del default", &|line| ip_inside(&task, line)),
+            (
+                "neigh replace 172.18.0.1 lladdr 02:00:00:00:00:66 dev eth2 nud permanent",
+                &|line| ip_inside(&task, line),
+            ),
+        ];
+        for (line, run) in alterations {
+            hear_all(&watch).await;
+            run(line);
+            assert!(told(&watch).await, "{line}");
+        }
+    });
+}
+
+/// Else each comparison would ask for the next one.
+#[test]
+fn ensuring_what_is_there_is_nothing_to_tell_of() {
+    on_a_node(|task| async move {
+        let watch = Watch::open().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let mut is_silent = false;
+        while !is_silent {
+            assert!(std::time::Instant::now() < deadline, "there is always word");
+            // Devices that are new settle by and by, and that is told as well.
+            hear_all(&watch).await;
+            node_links(&node_spec()).await.unwrap();
+            task_links(&task).await.unwrap();
+            namespace_id(&task).await.unwrap();
+            let moment = std::time::Duration::from_millis(1);
+            let told = tokio::time::timeout(moment, watch.altered()).await;
+            is_silent = told.is_err();
+        }
     });
 }
