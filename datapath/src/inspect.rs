@@ -10,8 +10,8 @@ use std::{
 };
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, BackendValue, Be16, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN,
-    FlowValue, ProgramId, RingSlot, SERVICE_OF_NODE, ServiceValue, Stats,
+    BACKEND_ACTIVE, BackendValue, Be16, DropReason, FlowValue, ProgramId, RingSlot,
+    SERVICE_OF_NODE, ServiceValue, Stats,
 };
 use model::{
     EndpointId,
@@ -311,8 +311,7 @@ pub(crate) fn is_live(proto: u8, flow: &FlowValue, now: Duration) -> bool {
     if proto == Protocol::Udp.number() {
         return since(flow.last_seen, now) < UDP_FLOW_LIVE;
     }
-    let both = FLOW_CLIENT_FIN | FLOW_TASK_FIN;
-    flow.flags & FLOW_RESET == 0 && flow.flags & both != both
+    !flow.has_ended()
 }
 
 /// From `then`, in nanoseconds of the monotonic clock, until `now`.

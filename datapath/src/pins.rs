@@ -50,7 +50,10 @@ impl Datapath {
         let displaced = live.filter_map(|(key, flow)| {
             let owners = owners(&tables, key, flow)?;
             let pin = Pin {
-                client: SocketAddrV4::new(key.client.into(), key.client_port.to_host()),
+                client: SocketAddrV4::new(
+                    key.client.into(),
+                    flow.client_port(key.client_port).to_host(),
+                ),
                 frontend: SocketAddrV4::new(flow.node_addr.into(), flow.published.to_host()),
                 endpoint: EndpointId(flow.endpoint),
             };
@@ -209,7 +212,7 @@ fn owners(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> Option<[u32; 2]> 
     let (slots, backends) = (tables.slots(service)?, tables.backends(service)?);
     let tuple = FlowTuple {
         src: key.client,
-        src_port: key.client_port,
+        src_port: flow.client_port(key.client_port),
         dst_port: flow.published,
         proto: key.proto,
     };

@@ -33,7 +33,7 @@ fn connections_live_through_floods_at_the_entry_and_at_the_owner() {
     let task = &cluster.b.tasks[0];
     let _server = WordServer::new(&task.namespace, at(task.gateway, 80));
     let connections: Vec<_> = (0..CONNECTIONS)
-        .map(|_| connect(&cluster.client, at(NODE_A, 8080)))
+        .map(|nth| connect(&cluster.client, at([NODE_A, NODE_B][nth % 2], 8080)))
         .collect();
     assert_all_echo(&connections);
 

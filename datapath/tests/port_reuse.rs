@@ -3,8 +3,7 @@
 mod common;
 
 use std::{
-    fs,
-    io::{self, Read, Write},
+    fs, io,
     net::{SocketAddr, TcpStream},
     ops::Range,
     os::fd::AsRawFd,
@@ -26,16 +25,20 @@ fn ports_in_time_wait_are_used_again_without_a_stall() {
     let _server = WordServer::new(&task.namespace, at(task.gateway, 80));
 
     let mut connections = open(&cluster.client, at(NODE_A, 8080));
-    connections.into_iter().for_each(close_first);
+    drop(connections);
     wait_for_time_wait(&cluster.client);
     connections = open(&cluster.client, at(NODE_A, 8080));
 
-    connections.into_iter().for_each(close_second);
+    connections.into_iter().for_each(WordServer::end);
     wait_for_time_wait(&cluster.b.tasks[0].namespace);
     connections = open(&cluster.client, at(NODE_A, 8080));
 
+    // By another node, to the same task.
+    connections.into_iter().for_each(WordServer::end);
+    connections = open(&cluster.client, at(NODE_B, 8080));
+
     assert_all_echo(&connections);
-    let opened = 3 * PORTS.len() as u64;
+    let opened = 4 * PORTS.len() as u64;
     assert_eq!(cluster.b.node.stats(21).new_flows, opened);
     cluster.assert_no_drops();
 }
@@ -64,18 +67,6 @@ fn connect_when_free(client: &Namespace, port: u16, to: SocketAddr) -> TcpStream
             outcome => return outcome.unwrap_or_else(|error| panic!("port {port}: {error}")),
         }
     }
-}
-
-fn close_first(connection: TcpStream) {
-    drop(connection);
-}
-
-/// After the server.
-fn close_second(mut connection: TcpStream) {
-    connection.write_all(&WordServer::BYE).unwrap();
-    let mut rest = Vec::new();
-    connection.read_to_end(&mut rest).unwrap();
-    assert_eq!(rest, WordServer::BYE);
 }
 
 #[track_caller]

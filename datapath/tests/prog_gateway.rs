@@ -7,6 +7,7 @@ use dataplane_abi::{
     Be16, Be32, DropReason, FLOW_BRIDGED, FLOW_DIRECT, FLOW_TASK_FIN, FlowKey, FlowValue,
     NodeConfig,
     net::{mesh_mac::Kind, task_mac},
+    seat::seat_port,
 };
 
 const NODE: Be32 = ip(192, 0, 2, 1);
@@ -43,7 +44,7 @@ fn node(proto: u8, entry: Be32) -> Node {
         endpoint: EP,
         generation: 1,
         stats: STATS,
-        opened: 0,
+        ..FlowValue::default()
     };
     node.put_flow(key(proto), flow);
     node
@@ -76,6 +77,41 @@ fn reply_of_a_mesh_flow_goes_back_through_its_entrys_tunnel() {
     node.run_tc("sn_tc_gateway", &reply(FIN | ACK).bytes());
     let flow: FlowValue = node.get("FLOWS", key(TCP)).unwrap();
     assert_eq!(flow.flags, FLOW_TASK_FIN);
+}
+
+#[test]
+fn reply_to_a_moved_source_port_goes_to_the_clients_own() {
+    for frame in [
+        Frame::tcp((TASK, 80), CLIENT, PSH_ACK).payload(&[3; 1001]),
+        Frame::udp((TASK, 80), CLIENT),
+        Frame::udp((TASK, 80), CLIENT).without_checksum(),
+    ] {
+        let proto = frame.proto();
+        let mut node = node(proto, ENTRY);
+        let moved = seat_port(Be16::from_host(CLIENT.1), 1);
+        let other: FlowValue = node
+            .flow(key(proto))
+            .expect("the flow of the client's own port");
+        let flow = FlowValue {
+            node_addr: ip(198, 51, 100, 8),
+            own_port: Be16::from_host(CLIENT.1),
+            ..other
+        };
+        let key = FlowKey {
+            client_port: moved,
+            ..key(proto)
+        };
+        node.put_flow(key, flow);
+        let expected = frame
+            .clone()
+            .src(flow.node_addr)
+            .sport(8080)
+            .ttl(63)
+            .mesh(Kind::Return, EP, NODE)
+            .bytes();
+        let packet = from_task(frame.dport(moved.to_host())).bytes();
+        node.assert_sends("sn_tc_gateway", &packet, TC_ACT_REDIRECT, &expected);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use dataplane_abi::{
     Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FLOW_BRIDGED,
     FlowKey, FlowValue, LocalEndpoint, VIP_FLOW_HAIRPIN, VipFlowKey, VipFlowValue,
     net::{mesh_mac::Kind, task_mac},
+    seat::seat_port,
 };
 
 const NODE: Be32 = ip(192, 0, 2, 1);
@@ -112,6 +113,69 @@ fn error_about_a_reply_goes_to_the_node_that_has_the_flow() {
     }
     assert!(node.drops().is_empty(), "{:?}", node.drops());
     assert!(node.entries::<FlowKey, FlowValue>("FLOWS").is_empty());
+}
+
+/// Moves the client's flows: its own port is another flow's. Gives the port that the task knows.
+fn move_source_port(node: &mut Node) -> u16 {
+    let moved = seat_port(Be16::from_host(CLIENT.1), 1);
+    for proto in [TCP, UDP] {
+        let key = flow_key(CLIENT, proto);
+        let flow = node.flow(key).expect("the client's flow");
+        let other = FlowValue {
+            last_seen: monotonic_ns(),
+            node_addr: NODE_B,
+            ..flow
+        };
+        node.put_flow(key, other);
+        let key = FlowKey {
+            client_port: moved,
+            ..key
+        };
+        let flow = FlowValue {
+            own_port: Be16::from_host(CLIENT.1),
+            ..flow
+        };
+        node.put_flow(key, flow);
+    }
+    moved.to_host()
+}
+
+#[test]
+fn errors_about_a_flow_of_a_moved_source_port_are_translated_with_it() {
+    let mut node = node(Be32::ZERO);
+    for proto in [TCP, UDP] {
+        flow(&mut node, proto, NODE_B, 0);
+    }
+    let moved = move_source_port(&mut node);
+    for (cause, error, quoted) in errors(PUBLISHED, CLIENT) {
+        let packet = IcmpError::about(&cause, HOP, error, quoted);
+        let own = cause.clone().src(TASK).sport(80).dport(moved);
+        let expected = IcmpError::about(&own, HOP, error, quoted)
+            .macs(task_mac(TASK), task_mac(GATEWAY_ADDR))
+            .ttl(63);
+        node.assert_sends(
+            "sn_tc_uplink",
+            &packet.bytes(),
+            TC_ACT_REDIRECT,
+            &expected.bytes(),
+        );
+    }
+    for (cause, error, quoted) in errors(CLIENT, PUBLISHED) {
+        let as_seen = cause.clone().sport(moved).dst(TASK).dport(80);
+        let packet = IcmpError::about(&as_seen, TASK, error, quoted)
+            .macs(task_mac(GATEWAY_ADDR), task_mac(TASK));
+        let expected =
+            IcmpError::about(&cause, NODE, error, quoted)
+                .ttl(63)
+                .mesh(Kind::Return, EP, NODE);
+        node.assert_sends(
+            "sn_tc_gateway",
+            &packet.bytes(),
+            TC_ACT_REDIRECT,
+            &expected.bytes(),
+        );
+    }
+    assert!(node.drops().is_empty(), "{:?}", node.drops());
 }
 
 #[test]
@@ -378,6 +442,11 @@ const FAR: Be32 = ip(10, 0, 1, 5);
 const VIP: Be32 = ip(10, 0, 1, 2);
 
 fn vip_flow(node: &mut Node, client: Be32, backend: Be32, proto: u8) {
+    vip_flow_at(node, client, backend, proto, 40_000);
+}
+
+/// As [`vip_flow`], at the port by which the backend knows the client.
+fn vip_flow_at(node: &mut Node, client: Be32, backend: Be32, proto: u8, port: u16) {
     let flags = match client == backend {
         true => VIP_FLOW_HAIRPIN,
         false => 0,
@@ -386,7 +455,7 @@ fn vip_flow(node: &mut Node, client: Be32, backend: Be32, proto: u8) {
         vni: VNI,
         client,
         backend,
-        client_port: Be16::from_host(40_000),
+        client_port: Be16::from_host(port),
         backend_port: Be16::from_host(80),
         proto,
         _pad: 0,
@@ -396,6 +465,7 @@ fn vip_flow(node: &mut Node, client: Be32, backend: Be32, proto: u8) {
     let value = VipFlowValue {
         vip: VIP,
         flags,
+        own_port: Be16::from_host(if port == 40_000 { 0 } else { 40_000 }),
         ..VipFlowValue::default()
     };
     node.put("VIP_FLOWS", key, value);
@@ -479,30 +549,59 @@ fn clients_error_reaches_the_backend_that_has_the_flow() {
 }
 
 #[test]
+fn errors_about_a_vip_flow_of_a_moved_source_port_are_translated_with_it() {
+    let moved = seat_port(Be16::from_host(40_000), 1).to_host();
+    let mut node = overlay_node(ME, FAR, FAR);
+    for (cause, error, quoted) in errors((NEAR, 40_000), (VIP, 80)) {
+        vip_flow_at(&mut node, NEAR, ME, cause.proto(), moved);
+        let as_seen = cause.clone().dst(ME).sport(moved);
+        let macs = (task_mac(NEAR), task_mac(ME));
+        let packet = IcmpError::about(&as_seen, ME, error, quoted).macs(macs.0, macs.1);
+        let expected = IcmpError::about(&cause, VIP, error, quoted).macs(macs.0, macs.1);
+        let (packet, expected) = (packet.bytes(), expected.bytes());
+        node.assert_sends("sn_tc_task", &packet, TC_ACT_REDIRECT, &expected);
+    }
+    for (cause, error, quoted) in errors((VIP, 80), (ME, 40_000)) {
+        vip_flow_at(&mut node, ME, FAR, cause.proto(), moved);
+        let packet = IcmpError::about(&cause, ME, error, quoted);
+        let packet = packet.macs(task_mac(VIP), task_mac(ME)).bytes();
+        let own = cause.clone().src(FAR).dport(moved);
+        let expected = IcmpError::about(&own, ME, error, quoted);
+        let expected = expected.macs(task_mac(FAR), task_mac(ME)).bytes();
+        node.assert_sends("sn_tc_task", &packet, TC_ACT_REDIRECT, &expected);
+    }
+}
+
+#[test]
 fn tasks_error_about_its_own_packet_by_the_vip_comes_back_to_it() {
+    let moved = seat_port(Be16::from_host(40_000), 1).to_host();
     let mut node = overlay_node(ME, ME, ME);
     vip_flow(&mut node, ME, ME, UDP);
+    let mut node_moved = overlay_node(ME, ME, ME);
+    vip_flow_at(&mut node_moved, ME, ME, UDP, moved);
     // As backend about its question, as client about its answer.
-    for (cause, own) in [
-        (
-            Frame::udp((VIP, 40_000), (ME, 80)),
-            Frame::udp((ME, 40_000), (VIP, 80)),
-        ),
-        (
-            Frame::udp((VIP, 80), (ME, 40_000)),
-            Frame::udp((ME, 80), (VIP, 40_000)),
-        ),
-    ] {
-        let packet = IcmpError::about(&cause, ME, UNREACHABLE, 548);
-        let packet = packet.macs(task_mac(VIP), task_mac(ME));
-        let expected = IcmpError::about(&own, VIP, UNREACHABLE, 548);
-        let expected = expected.macs(task_mac(ME), task_mac(VIP));
-        node.assert_sends(
-            "sn_tc_task",
-            &packet.bytes(),
-            TC_ACT_REDIRECT,
-            &expected.bytes(),
-        );
+    for (node, seen) in [(&mut node, 40_000), (&mut node_moved, moved)] {
+        for (cause, own) in [
+            (
+                Frame::udp((VIP, seen), (ME, 80)),
+                Frame::udp((ME, 40_000), (VIP, 80)),
+            ),
+            (
+                Frame::udp((VIP, 80), (ME, 40_000)),
+                Frame::udp((ME, 80), (VIP, seen)),
+            ),
+        ] {
+            let packet = IcmpError::about(&cause, ME, UNREACHABLE, 548);
+            let packet = packet.macs(task_mac(VIP), task_mac(ME));
+            let expected = IcmpError::about(&own, VIP, UNREACHABLE, 548);
+            let expected = expected.macs(task_mac(ME), task_mac(VIP));
+            node.assert_sends(
+                "sn_tc_task",
+                &packet.bytes(),
+                TC_ACT_REDIRECT,
+                &expected.bytes(),
+            );
+        }
     }
 }
 

@@ -5,7 +5,9 @@ mod common;
 use common::*;
 use dataplane_abi::{
     BACKEND_DRAINING, Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue,
-    NodeConfig, ServiceValue, VIP_FLOW_HAIRPIN, VipFlowKey, VipFlowValue, net::task_mac,
+    NodeConfig, ServiceValue, VIP_FLOW_HAIRPIN, VipFlowKey, VipFlowValue,
+    net::task_mac,
+    seat::{SEATS, seat_port},
 };
 
 const VNI: u32 = 4097;
@@ -469,33 +471,101 @@ fn reply_to_a_vip_client_on_this_node_comes_from_the_vip() {
     );
 }
 
-/// A second service has the same backend; the client uses one port for both, which sockets may.
+/// Services of one backend; the client uses one port for all, which sockets may.
 #[test]
-fn two_vips_of_one_backend_are_not_mixed_up() {
-    const SECOND: Be32 = ip(10, 0, 1, 77);
-    let mut node = node_with_vip(&[near()], &[slot(0, 0)]);
-    let service = node.service(10, FRONT, 0, &[near()], &[slot(0, 0)]);
-    node.vip(VNI, SECOND, service);
-    let sent = |frame: &Frame| {
-        let macs = (task_mac(NEAR), task_mac(TASK));
-        frame.clone().dst(NEAR).macs(macs.0, macs.1).bytes()
+fn vips_of_one_backend_have_a_source_port_each() {
+    let vip = |nth| match nth {
+        0 => VIP,
+        nth => ip(10, 0, 1, 70 + nth as u8),
     };
-    let vip_of_flow = |node: &mut Node| {
-        let flow: VipFlowValue = node
-            .get("VIP_FLOWS", vip_key(TASK, NEAR, 40_000, 80))
-            .unwrap();
-        flow.vip
-    };
-    for (later, earlier) in [(VIP, None), (SECOND, Some(VIP)), (VIP, Some(SECOND))] {
-        let frame = to(later, SYN);
-        node.assert_sends("sn_tc_task", &frame.bytes(), TC_ACT_REDIRECT, &sent(&frame));
-        assert_eq!(vip_of_flow(&mut node), later, "the later SYN wins");
-        let frame = to(later, PSH_ACK);
-        node.assert_sends("sn_tc_task", &frame.bytes(), TC_ACT_REDIRECT, &sent(&frame));
-        if let Some(earlier) = earlier {
-            let packet = to(earlier, PSH_ACK).bytes();
-            node.assert_drops("sn_tc_task", &packet, DropReason::SourceCollision);
-            assert_eq!(vip_of_flow(&mut node), later);
+    let port = |nth| seat_port(Be16::from_host(40_000), nth).to_host();
+    for (there, proto) in [(near(), TCP), (far(), TCP), (far(), UDP)] {
+        let mut node = node_with_vip(&[there], &[slot(0, 0)]);
+        for nth in 1..=SEATS {
+            let service = node.service(10 * u32::from(nth), FRONT, 0, &[there], &[slot(0, 0)]);
+            node.vip(VNI, vip(nth), service);
         }
+        let packet = |to_vip, flags| match proto {
+            TCP => to(to_vip, flags).payload(&[5; 401]),
+            _ => Frame::udp((TASK, 40_000), (to_vip, 80)).between_tasks(),
+        };
+        let sent = |frame: &Frame, port| {
+            let frame = frame.clone().dst(there.addr).sport(port);
+            frame.between_tasks().bytes()
+        };
+        for flags in [SYN, PSH_ACK] {
+            for nth in 0..SEATS {
+                let frame = packet(vip(nth), flags);
+                let expected = sent(&frame, port(nth));
+                node.assert_sends("sn_tc_task", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+            }
+        }
+        assert_eq!(node.stats(FRONT).new_flows, u64::from(SEATS));
+        assert!(node.drops().is_empty(), "{:?}", node.drops());
+
+        // There is no further one: a datagram is dropped, and the later SYN wins.
+        let too_many = vip(SEATS);
+        if proto == UDP {
+            let packet = packet(too_many, 0).bytes();
+            node.assert_drops("sn_tc_task", &packet, DropReason::SourceCollision);
+            continue;
+        }
+        for flags in [SYN, PSH_ACK] {
+            let frame = packet(too_many, flags);
+            let expected = sent(&frame, 40_000);
+            node.assert_sends("sn_tc_task", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+        }
+        let packet = packet(VIP, PSH_ACK).bytes();
+        node.assert_drops("sn_tc_task", &packet, DropReason::SourceCollision);
     }
+}
+
+#[test]
+fn reply_to_a_moved_source_port_goes_to_the_clients_own() {
+    let moved = seat_port(Be16::from_host(40_000), 1).to_host();
+    // The task behind the interface is the backend, and NEAR the client.
+    let mut node = node();
+    let flow = VipFlowValue {
+        vip: VIP,
+        own_port: Be16::from_host(40_000),
+        ..VipFlowValue::default()
+    };
+    node.put("VIP_FLOWS", vip_key(NEAR, TASK, moved, 80), flow);
+    let key = EndpointKey {
+        vni: VNI,
+        addr: NEAR,
+    };
+    let mut endpoint: EndpointValue = node.get("ENDPOINTS", key).unwrap();
+    endpoint.flags = ENDPOINT_HAS_VIP_FLOWS;
+    node.put("ENDPOINTS", key, endpoint);
+    let reply = Frame::tcp((TASK, 80), (NEAR, moved), ACK).between_tasks();
+    let expected = Frame::tcp((VIP, 80), (NEAR, 40_000), ACK)
+        .macs(task_mac(NEAR), task_mac(TASK))
+        .bytes();
+    node.assert_sends("sn_tc_task", &reply.bytes(), TC_ACT_REDIRECT, &expected);
+}
+
+/// A task that is its own backend by two VIPs sees two peers; what it answers each, the client's own
+/// port gets.
+#[test]
+fn task_that_is_its_own_backend_by_two_vips_answers_each() {
+    const SECOND: Be32 = ip(10, 0, 1, 77);
+    let own = [backend(7, Be32::ZERO, TASK)];
+    let mut node = node_with_vip(&own, &[slot(0, 0)]);
+    let service = node.service(10, FRONT, 0, &own, &[slot(0, 0)]);
+    node.vip(VNI, SECOND, service);
+    let moved = seat_port(Be16::from_host(40_000), 1).to_host();
+    for (vip, port) in [(VIP, 40_000), (SECOND, moved)] {
+        let there = Frame::tcp((vip, port), (TASK, 80), SYN).between_tasks();
+        node.assert_sends(
+            "sn_tc_task",
+            &to(vip, SYN).bytes(),
+            TC_ACT_REDIRECT,
+            &there.bytes(),
+        );
+        let reply = Frame::tcp((TASK, 80), (vip, port), SYN | ACK).between_tasks();
+        let back = Frame::tcp((vip, 80), (TASK, 40_000), SYN | ACK).between_tasks();
+        node.assert_sends("sn_tc_task", &reply.bytes(), TC_ACT_REDIRECT, &back.bytes());
+    }
+    assert!(node.drops().is_empty(), "{:?}", node.drops());
 }

@@ -15,10 +15,11 @@ use nix::sys::socket::{
 
 use common::*;
 use dataplane_abi::{
-    BACKEND_DRAINING, Be16, Be32, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FlowKey, FlowValue,
-    LocalEndpoint, NodeConfig, SERVICE_AFFINITY, ServiceValue,
+    BACKEND_DRAINING, Be16, Be32, DropReason, FLOW_CLIENT_FIN, FLOW_RESET, FLOW_TASK_FIN, FlowKey,
+    FlowValue, LocalEndpoint, NodeConfig, SERVICE_AFFINITY, ServiceValue,
     hash::{FlowTuple, flow_hash, ring_slot},
     net::{mesh_mac::Kind, task_mac},
+    seat::{SEAT_LINGER_NS, SEATS, seat_port},
 };
 
 const NODE: Be32 = ip(192, 0, 2, 1);
@@ -180,6 +181,7 @@ fn tcp_to_a_local_backend_is_translated_and_remembered() {
         generation: 1,
         stats: STATS,
         opened: flow.opened,
+        ..FlowValue::default()
     };
     assert_eq!(flow, expected);
     assert_eq!(flow.opened, flow.last_seen);
@@ -662,24 +664,98 @@ fn end_of_a_connection_is_noted_in_its_flow() {
     assert_eq!(node.stats(STATS).new_flows, 2);
 }
 
+/// One port of a client, by several addresses of the node, to one port of one task.
 #[test]
-fn packets_of_an_older_connection_do_not_take_over_a_newer_one() {
+fn flows_of_one_source_port_have_a_port_each_at_their_task() {
+    for proto in [TCP, UDP] {
+        let mut node = node_with_local_backend(proto);
+        let addrs: Vec<_> = (0..SEATS)
+            .map(|nth| ip(192, 0, 2, 70 + nth as u8))
+            .collect();
+        let too_many = ip(192, 0, 2, 99);
+        addrs.iter().for_each(|addr| node.node_addr(*addr));
+        node.node_addr(too_many);
+        let packet = |addr, flags| match proto {
+            TCP => Frame::tcp(CLIENT, (addr, PUBLISHED.1), flags),
+            _ => Frame::udp(CLIENT, (addr, PUBLISHED.1)),
+        };
+        for flags in [SYN, ACK, PSH_ACK] {
+            for (nth, addr) in addrs.iter().enumerate() {
+                let frame = packet(*addr, flags).payload(&[7; 501]);
+                let port = seat_port(Be16::from_host(CLIENT.1), nth as u16).to_host();
+                let expected = delivered(&frame.clone().sport(port), TASK);
+                let sent = frame.bytes();
+                node.assert_sends("sn_tc_uplink", &sent, TC_ACT_REDIRECT, &expected);
+            }
+        }
+        assert_eq!(node.stats(STATS).new_flows, u64::from(SEATS));
+        assert!(node.drops().is_empty(), "{:?}", node.drops());
+
+        // There is no further one: a datagram is dropped, and the later SYN wins.
+        if proto == UDP {
+            let packet = packet(too_many, 0).bytes();
+            node.assert_drops("sn_tc_uplink", &packet, DropReason::SourceCollision);
+            continue;
+        }
+        for flags in [SYN, PSH_ACK] {
+            let frame = packet(too_many, flags);
+            let expected = delivered(&frame, TASK);
+            node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+        }
+        let packet = packet(addrs[0], PSH_ACK).bytes();
+        node.assert_drops("sn_tc_uplink", &packet, DropReason::SourceCollision);
+    }
+}
+
+/// The client itself uses the port that another flow of its has at the task.
+#[test]
+fn port_of_a_moved_flow_is_not_given_to_another() {
     let mut node = node_with_local_backend(TCP);
     let other = ip(192, 0, 2, 77);
     node.node_addr(other);
-    node.run_tc("sn_tc_uplink", &syn().dst(other).bytes());
-    node.run_tc("sn_tc_uplink", &syn().bytes());
-    node.assert_drops(
-        "sn_tc_uplink",
-        &ack().dst(other).bytes(),
-        DropReason::SourceCollision,
-    );
-    node.assert_sends(
-        "sn_tc_uplink",
-        &ack().bytes(),
-        TC_ACT_REDIRECT,
-        &delivered(&ack(), TASK),
-    );
+    let seat = |own, nth| seat_port(Be16::from_host(own), nth).to_host();
+    let taken = seat(CLIENT.1, 1);
+    for flags in [SYN, PSH_ACK] {
+        for (addr, own, port) in [
+            (NODE, CLIENT.1, CLIENT.1),
+            (other, CLIENT.1, taken),
+            (other, taken, seat(taken, 1)),
+            (NODE, taken, seat(taken, 2)),
+        ] {
+            let frame = Frame::tcp((CLIENT.0, own), (addr, PUBLISHED.1), flags);
+            let expected = delivered(&frame.clone().sport(port), TASK);
+            node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+        }
+    }
+    assert_eq!(node.stats(STATS).new_flows, 4);
+}
+
+#[test]
+fn flow_that_ended_long_ago_leaves_its_port_to_another() {
+    let other = ip(192, 0, 2, 77);
+    let seat = seat_port(Be16::from_host(CLIENT.1), 1).to_host();
+    let ended = FLOW_CLIENT_FIN | FLOW_TASK_FIN;
+    for (flags, age, port) in [
+        (0, 2 * SEAT_LINGER_NS, seat),
+        (ended, SEAT_LINGER_NS / 2, seat),
+        (ended, 2 * SEAT_LINGER_NS, CLIENT.1),
+    ] {
+        let mut node = node_with_local_backend(TCP);
+        node.node_addr(other);
+        let flow = FlowValue {
+            last_seen: monotonic_ns().wrapping_sub(age),
+            node_addr: NODE,
+            published: Be16::from_host(PUBLISHED.1),
+            flags,
+            endpoint: EP,
+            generation: 1,
+            ..FlowValue::default()
+        };
+        node.put_flow(flow_key(TCP), flow);
+        let frame = syn().dst(other);
+        let expected = delivered(&frame.clone().sport(port), TASK);
+        node.assert_sends("sn_tc_uplink", &frame.bytes(), TC_ACT_REDIRECT, &expected);
+    }
 }
 
 // XDP, in a namespace with a real route.

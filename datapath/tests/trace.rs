@@ -14,6 +14,7 @@ use dataplane_abi::{
     BACKEND_DRAINING, BackendValue, Be16, Be32, FlowKey, FlowValue, PinKey, PinValue, RingSlot,
     hash::{FlowTuple, flow_hash},
     net::mesh_mac,
+    seat::seat_port,
 };
 use swarmnet_datapath::trace::{Lookup, Outcome, Probe, Sent, from_outside, from_task};
 
@@ -193,20 +194,26 @@ impl World {
             self.node.put("PINS", key, PinValue { endpoint, vtep });
             return;
         }
+        let nth = self.random.of(&[0, 0, 1, 2]);
         let key = FlowKey {
             client,
             task: ip(172, 18, 0, 10 + endpoint as u8),
-            client_port: Be16::from_host(port),
+            client_port: seat_port(Be16::from_host(port), nth),
             task_port: Be16::from_host(self.random.of(&[80, 8080])),
             proto,
             ..FlowKey::default()
         };
         let flow = FlowValue {
+            last_seen: self.random.of(&[monotonic_ns(), 0]),
             node_addr: self.random.of(&[NODE, ALIAS]),
             published,
             flags: self.random.of(&[0, 0, 1, 4]),
             endpoint: self.random.of(&[endpoint, endpoint, 1]),
             generation: self.random.of(&[1, 1, 2]),
+            own_port: match nth {
+                0 => Be16::ZERO,
+                _ => Be16::from_host(port),
+            },
             ..FlowValue::default()
         };
         let table = match proto {
@@ -395,7 +402,7 @@ fn packets_from_outside_go_where_the_trace_says_with_tc_and_with_xdp() {
             let (src, dst) = (world.random.of(&CLIENTS), world.random.of(&TARGETS));
             let port = world.random.of(&PORTS);
             let (probe, frame) = world.frame(src, dst, port);
-            let trace = from_outside(&world.node, probe, u64::MAX);
+            let trace = from_outside(&world.node, probe, monotonic_ns());
             let context = format!("world {seed}, packet {nth}: {probe}\n{:?}", trace.steps);
             tally.count(trace.outcome);
             world.check_xdp(&frame, uplink, trace.outcome, &context);
@@ -435,7 +442,7 @@ fn packets_of_a_task_go_where_the_trace_says() {
                 frame = frame.sport(80);
             }
             let frame = frame.between_tasks();
-            let trace = from_task(&world.node, probe, LOOPBACK);
+            let trace = from_task(&world.node, probe, LOOPBACK, monotonic_ns());
             let context = format!("world {seed}, packet {nth}: {probe}\n{:?}", trace.steps);
             tally.count(trace.outcome);
             world.check("sn_tc_task", &frame, trace.outcome, &context);

@@ -66,7 +66,7 @@ drop_reasons! {
     Fragmented = 19 => "fragmented",
     /// A tunnel packet for a port that this node does not know as published.
     NotPublished = 20 => "not-published",
-    /// Two connections of one client, from one source port to two addresses, meet at one task.
+    /// More flows of one source port of a client meet at one port of a task than can be told apart.
     SourceCollision = 21 => "source-collision",
     /// The packet is larger than the MTU of the way out.
     TooBig = 22 => "too-big",

@@ -242,7 +242,7 @@ map_types! {
     /// - `FLOWS`: TCP connections for which the task has a socket;
     /// - `SYN_FLOWS`: TCP, from the SYN on, until the handshake is over;
     /// - `UDP_FLOWS`: UDP, also between tasks over the gateway bridge ([`FLOW_BRIDGED`]).
-    FlowValue: 40 {
+    FlowValue: 48 {
         /// Nanoseconds of the monotonic clock at the last packet, exact to about a second
         /// ([`FLOW_TOUCH_NS`]).
         last_seen: u64,
@@ -261,6 +261,11 @@ map_types! {
         /// Nanoseconds of the monotonic clock when the entry was made; zero in those that a build made
         /// which did not note it. A flow whose entry was lost and came back is as old as that.
         opened: u64,
+        /// The client's own port, where the task knows it by another one, which is the key's
+        /// ([`crate::seat`]); else zero.
+        own_port: Be16,
+        _pad: u16,
+        _pad2: u32,
     }
 
     /// Key of `PINS`: a mesh flow as the client sends.
@@ -331,8 +336,10 @@ map_types! {
         last_seen: u64,
         vip: Be32,
         /// `VIP_FLOW_*` flags.
-        flags: u32,
+        flags: u16,
         /// As of a [`FlowValue`].
+        own_port: Be16,
+        /// As there.
         opened: u64,
     }
 
@@ -410,6 +417,35 @@ impl ServiceValue {
     }
 }
 
+impl FlowValue {
+    /// The client's own port; `port` is the key's.
+    #[inline(always)]
+    pub const fn client_port(&self, port: Be16) -> Be16 {
+        match self.own_port.is_zero() {
+            true => port,
+            false => self.own_port,
+        }
+    }
+
+    /// Whether both sides have closed the connection, or one has reset it.
+    #[inline(always)]
+    pub const fn has_ended(&self) -> bool {
+        const BOTH: u16 = FLOW_CLIENT_FIN | FLOW_TASK_FIN;
+        self.flags & FLOW_RESET != 0 || self.flags & BOTH == BOTH
+    }
+}
+
+impl VipFlowValue {
+    /// The client's own port; `port` is the key's.
+    #[inline(always)]
+    pub const fn client_port(&self, port: Be16) -> Be16 {
+        match self.own_port.is_zero() {
+            true => port,
+            false => self.own_port,
+        }
+    }
+}
+
 /// Power of two, so that a slot's place is a shift and a mask.
 pub const RING_CHUNK_SLOTS: u32 = 256;
 /// The largest ring: as long as Maglev's (NSDI'16, section 5.3), rounded to a power of two.
@@ -474,7 +510,7 @@ pub const FRAGMENT_STRAY: u32 = 1;
 pub const FRAGMENT_LIFETIME_NS: u64 = 30_000_000_000;
 
 /// `VipFlowValue::flags`: client and backend are one task.
-pub const VIP_FLOW_HAIRPIN: u32 = 1;
+pub const VIP_FLOW_HAIRPIN: u16 = 1;
 
 /// Map sizes. Each can be set lower or higher at load.
 pub const ENDPOINTS_MAX: u32 = 65_536;

@@ -28,6 +28,11 @@ impl Be16 {
     pub const fn from_raw(raw: u16) -> Self {
         Self(raw)
     }
+
+    #[inline(always)]
+    pub const fn is_zero(self) -> bool {
+        self.0 == 0
+    }
 }
 
 /// A 32-bit value in network order, mostly an IPv4 address.

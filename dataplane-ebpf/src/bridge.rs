@@ -125,6 +125,9 @@ fn note(packet: &Packet, target: &TargetValue) -> Result<(), DropReason> {
         generation: 0,
         stats: 0,
         opened: now,
+        own_port: Be16::ZERO,
+        _pad: 0,
+        _pad2: 0,
     };
     flow::insert(&UDP_FLOWS, &key, &value)
 }

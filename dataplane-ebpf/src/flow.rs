@@ -3,10 +3,16 @@
 //! A TCP connection enters FLOWS only once its handshake is over, as the task's socket tells: floods
 //! stay in tables of their own. An entry that is gone comes back as long as the socket lives.
 
-use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, maps::LruHashMap};
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop},
+    maps::LruHashMap,
+};
 use dataplane_abi::{
-    Be16, Be32, DropReason, FLOW_ACKED, FLOW_CLIENT_FIN, FLOW_DIRECT, FLOW_RESET, FLOW_TASK_FIN,
-    FLOW_TOUCH_NS, FlowKey, FlowValue, LocalEndpoint, SERVICE_DIRECT_RETURN, ServiceValue,
+    Be16, Be32, DropReason, FLOW_ACKED, FLOW_CLIENT_FIN, FLOW_DIRECT, FLOW_RESET, FLOW_TOUCH_NS,
+    FlowKey, FlowValue, LocalEndpoint, SERVICE_DIRECT_RETURN, ServiceValue,
+    seat::{Claim, SEATS, Search, Seat, seat_port},
 };
 
 use crate::{
@@ -14,6 +20,7 @@ use crate::{
     owner,
     packet::{PROTO_TCP, Packet, TCP_FIN, TCP_RST},
     skb::Skb,
+    source_port,
     task_socket::{self, TaskSocket},
 };
 
@@ -38,6 +45,9 @@ pub struct Visit<'a> {
     pub target_port: Be16,
     /// Tunnel address of the entry node; zero when that is this node.
     pub entry: Be32,
+    /// By which the task knows the client's port: itself, unless another flow has that there
+    /// ([`dataplane_abi::seat`]). Final once the flow was looked for.
+    pub client_port: Be16,
     /// Of the flow, if it opens.
     flags: u16,
 }
@@ -57,6 +67,7 @@ impl<'a> Visit<'a> {
             local,
             target_port: published.target(packet.dst_port),
             entry,
+            client_port: packet.src_port,
             flags: match published.flags & SERVICE_DIRECT_RETURN {
                 0 => 0,
                 _ => FLOW_DIRECT,
@@ -66,8 +77,11 @@ impl<'a> Visit<'a> {
 
     /// Looks for the packet's flow, opens it when the packet may, and notes what the packet says.
     #[inline(always)]
-    pub fn admit(&self, skb: Skb) -> Result<Admission, DropReason> {
-        let key = self.key();
+    pub fn admit(&mut self, skb: Skb) -> Result<Admission, DropReason> {
+        let mut key = self.key();
+        if self.is_elsewhere(&key) {
+            self.find_seat(&mut key);
+        }
         if self.packet.proto != PROTO_TCP {
             return self.enter(&UDP_FLOWS, &key);
         }
@@ -76,7 +90,7 @@ impl<'a> Visit<'a> {
             let is_old = if is_syn {
                 self.succeeds(flow)
             } else {
-                has_ended(flow)
+                flow.has_ended()
             };
             if self.is_live(flow) && !is_old {
                 self.renew(flow)?;
@@ -96,21 +110,46 @@ impl<'a> Visit<'a> {
 
     /// Whether the endpoint has the packet's flow, and by what the packet was sent to.
     #[inline(always)]
-    pub fn is_known(&self, skb: Skb) -> bool {
-        let key = self.key();
+    pub fn is_known(&mut self, skb: Skb) -> bool {
+        let mut key = self.key();
+        self.find_seat(&mut key);
         let is_tcp = self.packet.proto == PROTO_TCP;
         let flow = match is_tcp {
             true => get(&FLOWS, &key).or_else(|| get(&SYN_FLOWS, &key)),
             false => get(&UDP_FLOWS, &key),
         };
         if let Some(flow) = flow {
-            return self.is_live(flow) && self.is_same_frontend(flow);
+            return self.is_live(flow) && self.is_own(flow);
         }
         is_tcp
             && matches!(
                 task_socket::find(skb, self.local, &key),
                 TaskSocket::Connected | TaskSocket::Closing | TaskSocket::HalfOpen
             )
+    }
+
+    /// Whether the packet's flow may have another port at the task than the client's own.
+    #[inline(always)]
+    fn is_elsewhere(&self, key: &FlowKey) -> bool {
+        let flow = match self.packet.proto {
+            PROTO_TCP => get(&FLOWS, key).or_else(|| get(&SYN_FLOWS, key)),
+            _ => get(&UDP_FLOWS, key),
+        };
+        match flow {
+            Some(flow) => !self.is_own(flow),
+            None => self.packet.is_established(),
+        }
+    }
+
+    /// Finds the flow's port at the task, or one for it if it may begin.
+    #[inline(always)]
+    fn find_seat(&mut self, key: &mut FlowKey) {
+        let (addr, port) = (self.packet.dst.raw(), self.packet.dst_port.raw());
+        let frontend = u64::from(addr) << 16 | u64::from(port);
+        let generation = self.local.generation;
+        let may_begin = u32::from(!self.packet.is_established());
+        let port = find_seat(key, frontend, self.endpoint, generation, may_begin);
+        self.client_port = Be16::from_raw(port as u16);
     }
 
     /// The flow as the task's replies name it.
@@ -130,12 +169,16 @@ impl<'a> Visit<'a> {
     /// A packet that may open a flow, in the table for that.
     #[inline(always)]
     fn enter(&self, table: &Table, key: &FlowKey) -> Result<Admission, DropReason> {
-        if let Some(flow) = get(table, key)
-            && self.is_live(flow)
-            && !(self.packet.is_syn() && self.succeeds(flow))
-        {
-            self.renew(flow)?;
-            return Ok(Admission::Known);
+        if let Some(flow) = get(table, key) {
+            match self.claim().seat(key, flow, now) {
+                Seat::Own if !(self.packet.is_syn() && self.succeeds(flow)) => {
+                    self.renew(flow)?;
+                    return Ok(Admission::Known);
+                }
+                Seat::Other if !self.packet.is_syn() => return Err(DropReason::SourceCollision),
+                // The later SYN wins.
+                Seat::Own | Seat::Other | Seat::Nobody => {}
+            }
         }
         self.open(table, key)?;
         Ok(Admission::Opened)
@@ -149,7 +192,7 @@ impl<'a> Visit<'a> {
         let socket = task_socket::find(skb, self.local, key);
         if let Some(flow) = get(&SYN_FLOWS, key)
             && self.is_live(flow)
-            && !has_ended(flow)
+            && !flow.has_ended()
             && socket != TaskSocket::TimeWait
         {
             self.renew(flow)?;
@@ -197,6 +240,12 @@ impl<'a> Visit<'a> {
             generation: self.local.generation,
             stats: self.local.stats,
             opened: now,
+            own_port: match key.client_port == self.packet.src_port {
+                true => Be16::ZERO,
+                false => self.packet.src_port,
+            },
+            _pad: 0,
+            _pad2: 0,
         };
         insert(table, key, &flow)
     }
@@ -211,17 +260,31 @@ impl<'a> Visit<'a> {
     /// just sent again.
     #[inline(always)]
     fn succeeds(&self, flow: &FlowValue) -> bool {
-        flow.flags & !FLOW_DIRECT != 0 || !self.is_same_frontend(flow)
+        flow.flags & !FLOW_DIRECT != 0 || !self.is_own(flow)
+    }
+
+    /// Whether an entry at `client_port` is of the client's own port, and of what it sends to.
+    #[inline(always)]
+    fn is_own(&self, flow: &FlowValue) -> bool {
+        flow.node_addr == self.packet.dst
+            && flow.published == self.packet.dst_port
+            && flow.client_port(self.client_port) == self.packet.src_port
     }
 
     #[inline(always)]
-    fn is_same_frontend(&self, flow: &FlowValue) -> bool {
-        flow.node_addr == self.packet.dst && flow.published == self.packet.dst_port
+    fn claim(&self) -> Claim {
+        Claim {
+            node_addr: self.packet.dst,
+            published: self.packet.dst_port,
+            client_port: self.packet.src_port,
+            endpoint: self.endpoint,
+            generation: self.local.generation,
+        }
     }
 
     #[inline(always)]
     fn renew(&self, flow: &mut FlowValue) -> Result<(), DropReason> {
-        if !self.is_same_frontend(flow) {
+        if !self.is_own(flow) {
             return Err(DropReason::SourceCollision);
         }
         if flow.entry_vtep != self.entry {
@@ -233,11 +296,73 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// Whether both sides have closed the connection, or one has reset it.
+/// Makes `key` that of a flow with such a frontend, given as 16 bits of port below 32 of address. Not
+/// inlined, so that the verifier forgets how it got here, and what is on the stack here is off it
+/// again; therefore few numbers and no `Claim`.
+#[inline(never)]
+fn find_seat(
+    key: &mut FlowKey,
+    frontend: u64,
+    endpoint: u32,
+    generation: u32,
+    may_begin: u32,
+) -> u32 {
+    let own = key.client_port;
+    let none = source_port::none(&key.client);
+    let mut look = Look {
+        key,
+        claim: Claim {
+            node_addr: Be32::from_raw((frontend >> 16) as u32),
+            published: Be16::from_raw(frontend as u16),
+            client_port: own,
+            endpoint,
+            generation,
+        },
+        search: Search::new(none),
+    };
+    // SAFETY: the callback takes a `Look`, which outlives the call.
+    unsafe {
+        bpf_loop(
+            SEATS.into(),
+            look_at as *mut c_void,
+            (&raw mut look).cast(),
+            0,
+        )
+    };
+    let port = look.search.outcome(own, may_begin != 0);
+    look.key.client_port = port;
+    port.raw().into()
+}
+
+struct Look<'a> {
+    key: &'a mut FlowKey,
+    claim: Claim,
+    search: Search,
+}
+
+/// Looks at one port; 1 ends the search.
+unsafe extern "C" fn look_at(nth: u32, look: *mut c_void) -> i64 {
+    // SAFETY: `find_seat` passes its own.
+    let look = unsafe { &mut *look.cast::<Look>() };
+    let port = seat_port(look.claim.client_port, nth as u16);
+    look.key.client_port = port;
+    let seat = if look.key.proto == PROTO_TCP {
+        match claim_of(&FLOWS, look.key, &look.claim) {
+            Seat::Nobody => claim_of(&SYN_FLOWS, look.key, &look.claim),
+            seat => seat,
+        }
+    } else {
+        claim_of(&UDP_FLOWS, look.key, &look.claim)
+    };
+    look.search.note(port, seat).into()
+}
+
 #[inline(always)]
-fn has_ended(flow: &FlowValue) -> bool {
-    const BOTH: u16 = FLOW_CLIENT_FIN | FLOW_TASK_FIN;
-    flow.flags & FLOW_RESET != 0 || flow.flags & BOTH == BOTH
+fn claim_of(table: &Table, key: &FlowKey, claim: &Claim) -> Seat {
+    match get(table, key) {
+        Some(flow) => claim.seat(key, flow, now),
+        None => Seat::Nobody,
+    }
 }
 
 /// The mesh flow that a packet from a task belongs to.

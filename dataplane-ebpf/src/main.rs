@@ -40,6 +40,7 @@ mod reset;
 mod service;
 mod skb;
 mod socket;
+mod source_port;
 mod task_socket;
 mod too_big;
 mod vip;

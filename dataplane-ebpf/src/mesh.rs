@@ -45,7 +45,7 @@ pub fn deliver(
 ) -> Result<Verdict, DropReason> {
     let mut arrival = arrival;
     let mut local = local(arrival.endpoint);
-    let mut admission = admit(skb, packet, published, local, arrival)?;
+    let (mut admission, mut client_port) = admit(skb, packet, published, local, arrival)?;
 
     let mut is_undecided = false;
     for _ in 0..OWNERS_HERE_MAX {
@@ -70,7 +70,7 @@ pub fn deliver(
         arrival.endpoint = owner.endpoint;
         arrival.hop = hop.plus(skb.unknown_zero());
         local = self::local(owner.endpoint);
-        admission = admit(skb, packet, published, local, arrival)?;
+        (admission, client_port) = admit(skb, packet, published, local, arrival)?;
     }
     let (Some(local), Admission::Known | Admission::Opened) = (local, admission) else {
         let is_search = is_undecided || arrival.hop.is_search();
@@ -90,9 +90,10 @@ pub fn deliver(
     let opens_flow = admission == Admission::Opened;
     count::packet(local.stats, skb.volume(), opens_flow);
     let target = published.target(packet.dst_port);
-    into_task(skb, config, packet, local, target)
+    into_task(skb, config, packet, local, (client_port, target))
 }
 
+/// Also the port by which the task knows the client.
 #[inline(always)]
 fn admit(
     skb: Skb,
@@ -100,11 +101,13 @@ fn admit(
     published: &ServiceValue,
     local: Option<&'static LocalEndpoint>,
     arrival: Arrival,
-) -> Result<Admission, DropReason> {
-    match local {
-        Some(at) => Visit::new(packet, published, arrival.endpoint, at, arrival.entry).admit(skb),
-        None => Ok(Admission::Unknown),
-    }
+) -> Result<(Admission, Be16), DropReason> {
+    let Some(at) = local else {
+        return Ok((Admission::Unknown, packet.src_port));
+    };
+    let mut visit = Visit::new(packet, published, arrival.endpoint, at, arrival.entry);
+    let admission = visit.admit(skb)?;
+    Ok((admission, visit.client_port))
 }
 
 /// Sends a later fragment where its first one went: to a task of this node, or on through the tunnel.
@@ -183,17 +186,18 @@ pub fn local(endpoint: u32) -> Option<&'static LocalEndpoint> {
     unsafe { LOCAL.get(endpoint) }
 }
 
-/// Translates the destination and delivers.
+/// Translates the destination and delivers, with these ports of client and task.
 #[inline(always)]
 fn into_task(
     skb: Skb,
     config: &NodeConfig,
     packet: &Packet,
     local: &LocalEndpoint,
-    target_port: Be16,
+    (client_port, target_port): (Be16, Be16),
 ) -> Result<Verdict, DropReason> {
     let ttl = routed_ttl(packet)?;
     mss::clamp(skb, config, packet)?;
+    skb.set_src_port(packet, client_port)?;
     skb.set_dst_port(packet, target_port)?;
     skb.set_ip(packet, packet.src, local.addr, ttl)?;
     skb.set_macs(Mac::new(local.mac), Mac::new(task_mac(config.gateway_addr)))?;
@@ -266,6 +270,7 @@ pub fn reply(
     flow: &mut FlowValue,
 ) -> Result<Verdict, DropReason> {
     let (src, port) = (flow.node_addr, flow.published);
+    let client_port = flow.client_port(packet.dst_port);
     let entry = return_entry(flow);
     if !entry.is_zero()
         && let Err(reason) = too_big::check(skb, config, packet)
@@ -289,6 +294,7 @@ pub fn reply(
     let ttl = routed_ttl(packet)?;
     let dst_mac = Mac::new(Kind::Return.mac(flow.endpoint));
     skb.set_src_port(packet, port)?;
+    skb.set_dst_port(packet, client_port)?;
     skb.set_ip(packet, src, packet.dst, ttl)?;
     if entry.is_zero() {
         return redirect::by_route(skb, config, packet, src, packet.dst);

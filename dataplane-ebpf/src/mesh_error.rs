@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use dataplane_abi::{
-    Be32, DropReason, FLOW_BRIDGED, LocalEndpoint, NodeConfig, SIDE_PACKETS, ServiceValue,
+    Be16, Be32, DropReason, FLOW_BRIDGED, LocalEndpoint, NodeConfig, SIDE_PACKETS, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -83,16 +83,20 @@ pub fn deliver(
             task = self::task(skb, &asked, published, arrival, owner.endpoint);
         }
     }
-    let local = task.ok_or(DropReason::IcmpUnknownFlow)?;
+    let (local, client_port) = task.ok_or(DropReason::IcmpUnknownFlow)?;
     let ttl = mesh::routed_ttl(packet)?;
     let end = (local.addr, published.target(asked.dst_port));
     quote.rewrite(skb, packet, End::Src, end)?;
+    if client_port != asked.src_port {
+        quote.rewrite(skb, packet, End::Dst, (asked.src, client_port))?;
+    }
     skb.set_ip(packet, packet.src, local.addr, ttl)?;
     skb.set_macs(Mac::new(local.mac), Mac::new(task_mac(config.gateway_addr)))?;
     Ok(redirect::into_task(local.ifindex))
 }
 
-/// The task of an endpoint, if it is here and has the flow of `asked`.
+/// The task of an endpoint, if it is here and has the flow of `asked`, and by which port that knows the
+/// client.
 #[inline(always)]
 fn task(
     skb: Skb,
@@ -100,10 +104,10 @@ fn task(
     published: &ServiceValue,
     arrival: Arrival,
     endpoint: u32,
-) -> Option<&'static LocalEndpoint> {
+) -> Option<(&'static LocalEndpoint, Be16)> {
     let local = mesh::local(endpoint)?;
-    let visit = Visit::new(asked, published, endpoint, local, arrival.entry);
-    visit.is_known(skb).then_some(local)
+    let mut visit = Visit::new(asked, published, endpoint, local, arrival.entry);
+    visit.is_known(skb).then_some((local, visit.client_port))
 }
 
 /// On the gateway side of a task: an error about a packet that a client sent to it. `None` when it is
@@ -127,9 +131,13 @@ pub fn reply(
         return Some(Ok(TC_ACT_UNSPEC));
     }
     let frontend = (flow.node_addr, flow.published);
+    let own_port = flow.own_port;
     let (entry, endpoint) = (mesh::return_entry(flow), flow.endpoint);
     Some(mesh::routed_ttl(packet).and_then(|ttl| {
         quote.rewrite(skb, packet, End::Dst, frontend)?;
+        if !own_port.is_zero() {
+            quote.rewrite(skb, packet, End::Src, (quote.src.0, own_port))?;
+        }
         skb.set_ip(packet, frontend.0, packet.dst, ttl)?;
         if entry.is_zero() {
             return redirect::by_route(skb, config, packet, frontend.0, packet.dst);

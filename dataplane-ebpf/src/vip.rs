@@ -1,11 +1,15 @@
 //! VIPs per packet, for what the socket hook missed: both ends of the translation are at the
 //! client's node.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
 use dataplane_abi::{
     BackendValue, Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue,
     FLOW_TOUCH_NS, NodeConfig, RingSlot, ServiceValue, VIP_FLOW_HAIRPIN, VethValue, VipFlowKey,
-    VipFlowValue, VipKey, net::task_mac,
+    VipFlowValue, VipKey,
+    net::task_mac,
+    seat::{SEATS, Search, Seat, VipClaim, seat_port},
 };
 
 use crate::{
@@ -17,7 +21,7 @@ use crate::{
     quote::Quote,
     redirect, refuse, service,
     skb::{Skb, Verdict},
-    too_big, vip_error,
+    source_port, too_big, vip_error,
 };
 
 #[inline(always)]
@@ -57,21 +61,28 @@ pub fn outbound(
     // SAFETY: the one field that programs write is a word of its own. A value that the agent
     // replaces meanwhile is not reused before this CPU has long read it.
     let client = unsafe { &mut *client };
-    if client.flags & ENDPOINT_HAS_VIP_FLOWS != 0 && is_hairpin_reply(veth, packet) {
+    if client.flags & ENDPOINT_HAS_VIP_FLOWS != 0
+        && let Some(client_port) = hairpin_reply(veth, packet)
+    {
         fragment::note(packet, veth.vni, translated_to(veth.addr))?;
+        skb.set_dst_port(packet, client_port)?;
         return into_self(skb, packet, packet.dst, veth.addr, veth);
     }
 
     let backend = service::slot(vip, service::hash(vip, packet, config.ring_seed))
         .and_then(|slot| backend_of_flow(veth, packet, vip, slot));
-    let backend = backend.and_then(|(backend, opens_flow)| {
-        if !backend.vtep.is_zero() {
+    let chosen = backend.and_then(|chosen| {
+        if !chosen.backend.vtep.is_zero() {
             too_big::check(skb, config, packet)?;
         }
-        Ok((backend, opens_flow))
+        Ok(chosen)
     });
-    let (backend, opens_flow) = match backend {
-        Ok(backend) => backend,
+    let Chosen {
+        backend,
+        client_port,
+        opens_flow,
+    } = match chosen {
+        Ok(chosen) => chosen,
         Err(reason) => return refuse::into_sender(skb, config, veth, packet, reason),
     };
     // For each packet: the agent may have replaced the entry from an older copy.
@@ -80,6 +91,7 @@ pub fn outbound(
     }
     fragment::note(packet, veth.vni, translated_to(backend.addr))?;
     count::packet(vip.stats, skb.volume(), opens_flow);
+    skb.set_src_port(packet, client_port)?;
     if backend.addr == veth.addr {
         // The task would refuse a packet from itself: it sees the VIP as its peer.
         return into_self(skb, packet, packet.dst, veth.addr, veth);
@@ -147,6 +159,14 @@ pub fn to_backend(
     Ok(redirect::into_task(endpoint.ifindex))
 }
 
+/// Where a packet to a VIP goes.
+struct Chosen {
+    backend: &'static BackendValue,
+    /// By which the backend knows the client's port ([`dataplane_abi::seat`]).
+    client_port: Be16,
+    opens_flow: bool,
+}
+
 /// The backend that has the flow: the ring's, or for a connection from before the last change the
 /// one before.
 #[inline(always)]
@@ -155,31 +175,34 @@ fn backend_of_flow(
     packet: &Packet,
     vip: &ServiceValue,
     slot: RingSlot,
-) -> Result<(&'static BackendValue, bool), DropReason> {
+) -> Result<Chosen, DropReason> {
     let backend = service::backend(vip, slot.now)?;
     let mut key = flow_key(veth.vni, packet.src, packet.src_port, backend.addr, packet);
-    let known = VIP_FLOWS.get_ptr_mut(key);
-    if let Some(flow) = known
+    let seat = find(&mut key, packet);
+    if let Seated::Own(flow) = seat
         && !packet.is_syn()
-        && is_through(flow, packet.dst)
     {
         touch(flow);
-        return Ok((backend, false));
+        return Ok(Chosen {
+            backend,
+            client_port: key.client_port,
+            opens_flow: false,
+        });
     }
     if packet.is_established() && slot.before != slot.now {
         let before = service::backend(vip, slot.before)?;
-        key.backend = before.addr;
-        if let Some(flow) = VIP_FLOWS.get_ptr_mut(key)
-            && is_through(flow, packet.dst)
-        {
+        let mut key = flow_key(veth.vni, packet.src, packet.src_port, before.addr, packet);
+        if let Seated::Own(flow) = find(&mut key, packet) {
             touch(flow);
-            return Ok((before, false));
+            return Ok(Chosen {
+                backend: before,
+                client_port: key.client_port,
+                opens_flow: false,
+            });
         }
-        key.backend = backend.addr;
     }
-    // The backend cannot tell a connection by one VIP from another by a second VIP: the later SYN
-    // wins, as in the mesh.
-    if known.is_some() && packet.is_established() {
+    // The backend could not tell the two flows apart. The later SYN wins.
+    if matches!(seat, Seated::Other) && !packet.is_syn() {
         return Err(DropReason::SourceCollision);
     }
     // UDP has no SYN: there a flow is new when it is not known.
@@ -197,36 +220,153 @@ fn backend_of_flow(
         vip: packet.dst,
         flags,
         opened: now,
+        own_port: match key.client_port == packet.src_port {
+            true => Be16::ZERO,
+            false => packet.src_port,
+        },
     };
     VIP_FLOWS
         .insert(key, flow, 0)
         .map_err(|_| DropReason::FlowTableFull)?;
-    Ok((backend, true))
+    Ok(Chosen {
+        backend,
+        client_port: key.client_port,
+        opens_flow: true,
+    })
 }
 
-/// The backend that is known to have the flow of `packet`, which goes towards the VIP.
+/// Who has a flow's place in the table.
+enum Seated {
+    Own(*mut VipFlowValue),
+    Other,
+    Nobody,
+}
+
+/// Who has the place of `packet`'s flow at a backend. `key`, which has the client's own port, becomes
+/// the flow's, or the one for it if it may begin.
+#[inline(always)]
+fn find(key: &mut VipFlowKey, packet: &Packet) -> Seated {
+    let is_elsewhere = match seat(key, packet.dst, packet.src_port) {
+        Seated::Own(flow) => return Seated::Own(flow),
+        Seated::Other => true,
+        Seated::Nobody => packet.is_established(),
+    };
+    if is_elsewhere {
+        find_seat(key, packet.dst, u32::from(!packet.is_established()));
+    }
+    seat(key, packet.dst, packet.src_port)
+}
+
+/// Makes `key` that of the flow by `vip`. Not inlined, as its like for the mesh.
+#[inline(never)]
+fn find_seat(key: &mut VipFlowKey, vip: Be32, may_begin: u32) -> u32 {
+    let own = key.client_port;
+    let none = source_port::none(&key.client);
+    let mut look = Look {
+        key,
+        vip,
+        own,
+        search: Search::new(none),
+    };
+    // SAFETY: the callback takes a `Look`, which outlives the call.
+    unsafe {
+        bpf_loop(
+            SEATS.into(),
+            look_at as *mut c_void,
+            (&raw mut look).cast(),
+            0,
+        )
+    };
+    let port = look.search.outcome(own, may_begin != 0);
+    look.key.client_port = port;
+    port.raw().into()
+}
+
+struct Look<'a> {
+    key: &'a mut VipFlowKey,
+    vip: Be32,
+    own: Be16,
+    search: Search,
+}
+
+/// Looks at one port; 1 ends the search.
+unsafe extern "C" fn look_at(nth: u32, look: *mut c_void) -> i64 {
+    // SAFETY: `find_seat` passes its own.
+    let look = unsafe { &mut *look.cast::<Look>() };
+    let port = seat_port(look.own, nth as u16);
+    look.key.client_port = port;
+    let seat = match seat(look.key, look.vip, look.own) {
+        Seated::Own(_) => Seat::Own,
+        Seated::Other => Seat::Other,
+        Seated::Nobody => Seat::Nobody,
+    };
+    look.search.note(port, seat).into()
+}
+
+#[inline(always)]
+fn seat(key: &VipFlowKey, vip: Be32, client_port: Be16) -> Seated {
+    let Some(flow) = VIP_FLOWS.get_ptr_mut(*key) else {
+        return Seated::Nobody;
+    };
+    let claim = VipClaim { vip, client_port };
+    // SAFETY: an entry evicted meanwhile reads as another flow, which does not match.
+    match claim.seat(key, unsafe { &*flow }, now) {
+        Seat::Own => Seated::Own(flow),
+        Seat::Other => Seated::Other,
+        Seat::Nobody => Seated::Nobody,
+    }
+}
+
+/// A backend that is known to have a flow, and the port by which it knows the client. (An option of
+/// both left LLVM 22 a register without a value, which the verifier does not take.)
+pub struct Known {
+    pub backend: Option<&'static BackendValue>,
+    /// Zero without a backend.
+    pub client_port: Be16,
+}
+
+impl Known {
+    const NOBODY: Self = Self {
+        backend: None,
+        client_port: Be16::ZERO,
+    };
+}
+
+/// Who has the flow of `packet`, which goes towards the VIP.
 #[inline(always)]
 pub fn known_backend(
     config: &NodeConfig,
     veth: &VethValue,
     packet: &Packet,
     vip: &ServiceValue,
-) -> Option<&'static BackendValue> {
-    let slot = service::slot(vip, service::hash(vip, packet, config.ring_seed)).ok()?;
-    let has_flow = |backend: &&BackendValue| {
-        let key = flow_key(veth.vni, packet.src, packet.src_port, backend.addr, packet);
-        // SAFETY: as in `is_hairpin_reply`.
-        let flow = VIP_FLOWS.get_ptr(key).map(|flow| unsafe { (*flow).vip });
-        flow == Some(packet.dst)
+) -> Known {
+    let Ok(slot) = service::slot(vip, service::hash(vip, packet, config.ring_seed)) else {
+        return Known::NOBODY;
     };
-    let now = service::backend(vip, slot.now).ok().filter(has_flow);
-    now.or_else(|| service::backend(vip, slot.before).ok().filter(has_flow))
+    for index in [slot.now, slot.before] {
+        let Ok(backend) = service::backend(vip, index) else {
+            return Known::NOBODY;
+        };
+        let client_port = known_port(veth, packet, backend);
+        if !client_port.is_zero() {
+            return Known {
+                backend: Some(backend),
+                client_port,
+            };
+        }
+    }
+    Known::NOBODY
 }
 
+/// The port by which a backend knows the client of `packet`; zero when it does not.
 #[inline(always)]
-fn is_through(flow: *mut VipFlowValue, vip: Be32) -> bool {
-    // SAFETY: as in `is_hairpin_reply`.
-    unsafe { (*flow).vip == vip }
+fn known_port(veth: &VethValue, packet: &Packet, backend: &BackendValue) -> Be16 {
+    let mut key = flow_key(veth.vni, packet.src, packet.src_port, backend.addr, packet);
+    find_seat(&mut key, packet.dst, 0);
+    match seat(&key, packet.dst, packet.src_port) {
+        Seated::Own(_) => key.client_port,
+        Seated::Other | Seated::Nobody => Be16::ZERO,
+    }
 }
 
 /// A flow to a VIP as the backend replies. `packet` goes towards the VIP.
@@ -267,19 +407,19 @@ pub fn flow_of_reply(vni: u32, client: Be32, packet: &Packet) -> Option<*mut Vip
     })
 }
 
-/// Whether the task answers itself: its reply goes to the VIP, as which it saw its peer.
+/// The client's own port, if the task answers itself: its reply goes to the VIP, as which it saw its
+/// peer.
 #[inline(always)]
-pub fn is_hairpin_reply(veth: &VethValue, packet: &Packet) -> bool {
-    let Some(flow) = flow_of_reply(veth.vni, veth.addr, packet) else {
-        return false;
-    };
+pub fn hairpin_reply(veth: &VethValue, packet: &Packet) -> Option<Be16> {
+    let flow = flow_of_reply(veth.vni, veth.addr, packet)?;
     // SAFETY: an entry evicted meanwhile reads as another flow, which does not match.
-    let (vip, flags) = unsafe { ((*flow).vip, (*flow).flags) };
-    let hit = vip == packet.dst && flags & VIP_FLOW_HAIRPIN != 0;
-    if hit {
-        touch(flow);
+    let known = unsafe { &*flow };
+    if known.vip != packet.dst || known.flags & VIP_FLOW_HAIRPIN == 0 {
+        return None;
     }
-    hit
+    let client_port = known.client_port(packet.dst_port);
+    touch(flow);
+    Some(client_port)
 }
 
 /// A packet to a task of this node: the reply of a backend gets the VIP as its source.
@@ -309,9 +449,10 @@ pub fn inbound(
         return Ok(());
     };
     touch(flow);
-    // SAFETY: as in `is_hairpin_reply`: at worst an evicted entry's successor is read.
-    let vip = unsafe { (*flow).vip };
+    // SAFETY: as in `hairpin_reply`: at worst an evicted entry's successor is read.
+    let (vip, client_port) = unsafe { ((*flow).vip, (*flow).client_port(packet.dst_port)) };
     fragment::note(packet, vni, translated_to(vip))?;
+    skb.set_dst_port(packet, client_port)?;
     skb.set_ip(packet, vip, packet.dst, packet.ttl)
 }
 
@@ -355,7 +496,7 @@ fn echo(
 #[inline(always)]
 fn touch(flow: *mut VipFlowValue) {
     let now = now();
-    // SAFETY: a word of a live map value; see `is_hairpin_reply` for evicted ones.
+    // SAFETY: a word of a live map value; see `hairpin_reply` for evicted ones.
     unsafe {
         if now.wrapping_sub((*flow).last_seen) > FLOW_TOUCH_NS {
             (*flow).last_seen = now;

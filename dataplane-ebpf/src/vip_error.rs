@@ -1,7 +1,7 @@
 //! ICMP errors about packets of flows to VIPs that are translated per packet: at the client's node, as
 //! the flow itself.
 
-use dataplane_abi::{DropReason, NodeConfig, ServiceValue, VethValue};
+use dataplane_abi::{BackendValue, DropReason, NodeConfig, ServiceValue, VethValue};
 
 use crate::{
     packet::Packet,
@@ -25,16 +25,24 @@ pub fn outbound(
         return Err(DropReason::IcmpUnknownFlow);
     }
     let sent = quote.backward();
-    let backend = vip::known_backend(config, veth, &sent, service);
-    let is_oneself = backend.is_some_and(|backend| backend.addr == veth.addr);
-    if is_oneself || vip::is_hairpin_reply(veth, &sent) {
-        // The task talks to itself: as client about a reply, or as backend about a question.
-        quote.rewrite(skb, packet, End::Src, (veth.addr, quote.src.1))?;
-        quote.rewrite(skb, packet, End::Dst, (addr, quote.dst.1))?;
+    let known = vip::known_backend(config, veth, &sent, service);
+    // The task talks to itself: as client about a reply, or as backend about a question.
+    let is_client = |backend: &BackendValue| backend.addr == veth.addr;
+    let own_ports = match vip::hairpin_reply(veth, &sent) {
+        _ if known.backend.is_some_and(is_client) => Some((quote.src.1, known.client_port)),
+        Some(client_port) => Some((client_port, quote.dst.1)),
+        None => None,
+    };
+    if let Some((src_port, dst_port)) = own_ports {
+        quote.rewrite(skb, packet, End::Src, (veth.addr, src_port))?;
+        quote.rewrite(skb, packet, End::Dst, (addr, dst_port))?;
         return vip::into_self(skb, packet, addr, veth.addr, veth);
     }
-    let backend = backend.ok_or(DropReason::IcmpUnknownFlow)?;
+    let backend = known.backend.ok_or(DropReason::IcmpUnknownFlow)?;
     quote.rewrite(skb, packet, End::Src, (backend.addr, quote.src.1))?;
+    if known.client_port != quote.dst.1 {
+        quote.rewrite(skb, packet, End::Dst, (veth.addr, known.client_port))?;
+    }
     vip::to_backend(skb, config, veth, packet, backend)
 }
 
@@ -52,7 +60,10 @@ pub fn inbound(skb: Skb, vni: u32, packet: &Packet) -> Result<(), DropReason> {
         return Ok(());
     };
     // SAFETY: an entry evicted meanwhile reads as another flow's: the client finds no socket for it.
-    let addr = unsafe { (*flow).vip };
+    let (addr, client_port) = unsafe { ((*flow).vip, (*flow).client_port(quote.src.1)) };
     quote.rewrite(skb, packet, End::Dst, (addr, quote.dst.1))?;
+    if client_port != quote.src.1 {
+        quote.rewrite(skb, packet, End::Src, (quote.src.0, client_port))?;
+    }
     skb.set_ip(packet, addr, packet.dst, packet.ttl)
 }

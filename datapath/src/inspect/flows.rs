@@ -50,7 +50,10 @@ impl Datapath {
                 service: names.service_of(flow.endpoint),
                 protocol: protocol_name(key.proto).to_owned(),
                 state: state(key, flow, answered.contains(&id(key))).to_owned(),
-                client: socket(key.client.into(), key.client_port.to_host()),
+                client: socket(
+                    key.client.into(),
+                    flow.client_port(key.client_port).to_host(),
+                ),
                 frontend: socket(flow.node_addr.into(), flow.published.to_host()),
                 task: names.task(flow.endpoint),
                 backend: socket(key.task.into(), key.task_port.to_host()),
@@ -77,7 +80,10 @@ impl Datapath {
                 protocol: protocol_name(key.proto).to_owned(),
                 // The other end's packets do not pass here.
                 state: "open".to_owned(),
-                client: socket(key.client.into(), key.client_port.to_host()),
+                client: socket(
+                    key.client.into(),
+                    flow.client_port(key.client_port).to_host(),
+                ),
                 frontend: socket(vip.addr, key.backend_port.to_host()),
                 task: endpoint.map_or_else(|| "?".to_owned(), |id| names.task(id)),
                 backend: socket(backend.addr, key.backend_port.to_host()),

@@ -1,9 +1,10 @@
 //! From the uplink: the mesh's entry, and the backend's side when that is here.
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint, NodeConfig,
+    BACKEND_ACTIVE, Be16, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint, NodeConfig,
     SERVICE_DIRECT_RETURN, SERVICE_OF_NODE, SIDE_PACKETS, ServiceValue,
     net::{mesh_mac::Kind, task_mac},
+    seat::{Claim, Seat, choose_port},
 };
 
 use super::{Lookup, Outcome, Return, Sent, Step, Trail, tables::FlowTable};
@@ -93,7 +94,7 @@ impl<L: Lookup> Trail<'_, L> {
         now: u64,
     ) -> Result<Outcome, DropReason> {
         let mut local = self.local(endpoint);
-        let mut admission = self.admit(service, endpoint, local)?;
+        let (mut admission, mut client_port) = self.admit(service, endpoint, local, now)?;
         if admission == Admission::Unknown
             && self.probe.is_established()
             && let Some(owner) = self.owner(config, service, endpoint)
@@ -103,11 +104,11 @@ impl<L: Lookup> Trail<'_, L> {
             }
             endpoint = owner.endpoint;
             local = self.local(endpoint);
-            admission = self.admit(service, endpoint, local)?;
+            (admission, client_port) = self.admit(service, endpoint, local, now)?;
         }
         match local {
             Some(local) if admission != Admission::Unknown => {
-                Ok(self.delivered(config, service, &local))
+                Ok(self.delivered(config, service, &local, client_port))
             }
             _ if self.probe.is_established() && now < config.unsettled_until => {
                 Err(DropReason::Unsettled)
@@ -122,7 +123,9 @@ impl<L: Lookup> Trail<'_, L> {
         config: &NodeConfig,
         service: &ServiceValue,
         local: &LocalEndpoint,
+        client_port: Be16,
     ) -> Outcome {
+        self.note_client_port(client_port);
         let port = service.target(self.probe.dst_port());
         self.note(Step::Translated {
             addr: local.addr,
@@ -132,7 +135,7 @@ impl<L: Lookup> Trail<'_, L> {
         Outcome::Task {
             ifindex: local.ifindex,
             sent: Sent {
-                src: self.probe.src,
+                src: (self.probe.src.0, client_port.to_host()),
                 dst: (local.addr.into(), port.to_host()),
                 dst_mac: local.mac,
                 src_mac: task_mac(config.gateway_addr),
@@ -147,10 +150,11 @@ impl<L: Lookup> Trail<'_, L> {
         service: &ServiceValue,
         endpoint: u32,
         local: Option<LocalEndpoint>,
-    ) -> Result<Admission, DropReason> {
-        let admission = match local {
-            Some(local) => self.ask_tables(service, endpoint, &local)?,
-            None => Admission::Unknown,
+        now: u64,
+    ) -> Result<(Admission, Be16), DropReason> {
+        let (admission, client_port) = match local {
+            Some(local) => self.ask_tables(service, endpoint, &local, now)?,
+            None => (Admission::Unknown, self.probe.src_port()),
         };
         self.note(match admission {
             Admission::Known => Step::Flow {
@@ -160,16 +164,25 @@ impl<L: Lookup> Trail<'_, L> {
             Admission::Opened => Step::Opens { endpoint },
             Admission::Unknown => Step::UnknownTo { endpoint },
         });
-        Ok(admission)
+        Ok((admission, client_port))
     }
 
+    /// Also the port by which the task knows the client.
     fn ask_tables(
         &self,
         service: &ServiceValue,
         endpoint: u32,
         local: &LocalEndpoint,
-    ) -> Result<Admission, DropReason> {
-        let key = FlowKey {
+        now: u64,
+    ) -> Result<(Admission, Be16), DropReason> {
+        let claim = Claim {
+            node_addr: self.probe.dst_addr(),
+            published: self.probe.dst_port(),
+            client_port: self.probe.src_port(),
+            endpoint,
+            generation: local.generation,
+        };
+        let mut key = FlowKey {
             client: self.probe.src_addr(),
             task: local.addr,
             client_port: self.probe.src_port(),
@@ -177,46 +190,105 @@ impl<L: Lookup> Trail<'_, L> {
             proto: self.probe.proto,
             ..FlowKey::default()
         };
-        let live = |table| {
-            let flow = self.flow(table, key);
-            flow.filter(|flow| flow.endpoint == endpoint && flow.generation == local.generation)
-        };
+        if self.is_elsewhere(&key) {
+            key.client_port = self.find_seat(&claim, key, now);
+        }
+        let admission = self.ask_seat(&claim, &key, now)?;
+        Ok((admission, key.client_port))
+    }
+
+    /// What the entry at `key` says of the packet.
+    fn ask_seat(&self, claim: &Claim, key: &FlowKey, now: u64) -> Result<Admission, DropReason> {
         if !self.probe.is_tcp() {
-            return self.take(live(FlowTable::Udp));
+            return self.enter(FlowTable::Udp, claim, key, now);
         }
+        let live = |table| {
+            let flow = self.flow(table, *key);
+            flow.filter(|flow| {
+                flow.endpoint == claim.endpoint && flow.generation == claim.generation
+            })
+        };
+        let known = |flow: &FlowValue| match self.is_own(key, flow) {
+            true => Ok(Admission::Known),
+            false => Err(DropReason::SourceCollision),
+        };
         if let Some(flow) = live(FlowTable::Established)
-            && !(self.probe.is_syn() && self.succeeds(&flow))
+            && !(self.probe.is_syn() && self.succeeds(key, &flow))
         {
-            return self.take(Some(flow));
+            return known(&flow);
         }
-        let beginning = live(FlowTable::Beginning);
         if !self.probe.is_syn() {
-            return match beginning {
-                Some(flow) => self.take(Some(flow)),
+            return match live(FlowTable::Beginning) {
+                Some(flow) => known(&flow),
                 None => Ok(Admission::Unknown),
             };
         }
-        if self.flow(FlowTable::Established, key).is_some() {
+        if self.flow(FlowTable::Established, *key).is_some() {
             return Ok(Admission::Opened);
         }
-        self.take(beginning.filter(|flow| !self.succeeds(flow)))
+        self.enter(FlowTable::Beginning, claim, key, now)
     }
 
-    fn take(&self, flow: Option<FlowValue>) -> Result<Admission, DropReason> {
-        match flow {
-            None => Ok(Admission::Opened),
-            Some(flow) if self.is_same_frontend(&flow) => Ok(Admission::Known),
-            Some(_) => Err(DropReason::SourceCollision),
+    fn enter(
+        &self,
+        table: FlowTable,
+        claim: &Claim,
+        key: &FlowKey,
+        now: u64,
+    ) -> Result<Admission, DropReason> {
+        let is_syn = self.probe.is_syn();
+        let flow = self.flow(table, *key);
+        match flow.map(|flow| (claim.seat(key, &flow, || now), flow)) {
+            Some((Seat::Own, flow)) if !(is_syn && self.succeeds(key, &flow)) => {
+                Ok(Admission::Known)
+            }
+            Some((Seat::Other, _)) if !is_syn => Err(DropReason::SourceCollision),
+            _ => Ok(Admission::Opened),
         }
+    }
+
+    /// Whether the flow may have another port at the task than the client's own.
+    fn is_elsewhere(&self, key: &FlowKey) -> bool {
+        let is_own = |flow: FlowValue| self.is_own(key, &flow);
+        if !self.probe.is_tcp() {
+            return self
+                .flow(FlowTable::Udp, *key)
+                .is_some_and(|flow| !is_own(flow));
+        }
+        let flow = self.flow(FlowTable::Established, *key);
+        match flow.or_else(|| self.flow(FlowTable::Beginning, *key)) {
+            Some(flow) => !is_own(flow),
+            None => self.probe.is_established(),
+        }
+    }
+
+    fn find_seat(&self, claim: &Claim, key: FlowKey, now: u64) -> Be16 {
+        let tables = match self.probe.is_tcp() {
+            true => &[FlowTable::Established, FlowTable::Beginning][..],
+            false => &[FlowTable::Udp],
+        };
+        choose_port(claim.client_port, !self.probe.is_established(), |port| {
+            let key = FlowKey {
+                client_port: port,
+                ..key
+            };
+            let flows = tables.iter().filter_map(|table| self.flow(*table, key));
+            let mut seats = flows.map(|flow| claim.seat(&key, &flow, || now));
+            seats
+                .find(|seat| *seat != Seat::Nobody)
+                .unwrap_or(Seat::Nobody)
+        })
     }
 
     /// Whether a SYN starts a new connection where an earlier one was.
-    fn succeeds(&self, flow: &FlowValue) -> bool {
-        flow.flags != 0 || !self.is_same_frontend(flow)
+    fn succeeds(&self, key: &FlowKey, flow: &FlowValue) -> bool {
+        flow.flags != 0 || !self.is_own(key, flow)
     }
 
-    fn is_same_frontend(&self, flow: &FlowValue) -> bool {
-        flow.node_addr == self.probe.dst_addr() && flow.published == self.probe.dst_port()
+    fn is_own(&self, key: &FlowKey, flow: &FlowValue) -> bool {
+        flow.node_addr == self.probe.dst_addr()
+            && flow.published == self.probe.dst_port()
+            && flow.client_port(key.client_port) == self.probe.src_port()
     }
 
     /// `owner::find`, at the entry.

@@ -139,6 +139,13 @@ impl Step {
                 let addr = std::net::Ipv4Addr::from(addr);
                 step("translation", format!("{addr}:{}", port.to_host()))
             }
+            Self::ClientPort { port } => step(
+                "client port",
+                format!(
+                    "taken by another flow to the task, which gets {}",
+                    port.to_host()
+                ),
+            ),
             Self::Reply(way) => step(
                 "return",
                 match way {

@@ -194,6 +194,10 @@ pub enum Step {
         addr: Be32,
         port: Be16,
     },
+    /// Another flow has the client's port at the task, which knows it by this one.
+    ClientPort {
+        port: Be16,
+    },
     /// Where the reply goes.
     Reply(Return),
     /// It leaves the task by the gateway bridge.
@@ -224,6 +228,12 @@ impl<'a, L: Lookup> Trail<'a, L> {
         self.steps.push(step);
     }
 
+    fn note_client_port(&mut self, port: Be16) {
+        if port != self.probe.src_port() {
+            self.note(Step::ClientPort { port });
+        }
+    }
+
     fn end(self, outcome: Result<Outcome, DropReason>) -> Trace {
         Trace {
             steps: self.steps,
@@ -242,9 +252,9 @@ pub fn from_outside(tables: &impl Lookup, probe: Probe, now: u64) -> Trace {
 
 /// A packet that the task behind the host-side interface `ifindex` sends into an overlay network:
 /// `sn_tc_task`. What a socket hook translated comes with its backend's address.
-pub fn from_task(tables: &impl Lookup, probe: Probe, ifindex: u32) -> Trace {
+pub fn from_task(tables: &impl Lookup, probe: Probe, ifindex: u32, now: u64) -> Trace {
     let mut trail = Trail::new(tables, probe);
-    let outcome = trail.task(ifindex);
+    let outcome = trail.task(ifindex, now);
     trail.end(outcome)
 }
 
@@ -259,17 +269,17 @@ pub struct Sender {
 }
 
 /// A packet of a socket: the socket hooks first, then the programs of the way that it takes.
-pub fn from_socket(tables: &impl Lookup, probe: Probe, sender: &Sender) -> Trace {
+pub fn from_socket(tables: &impl Lookup, probe: Probe, sender: &Sender, now: u64) -> Trace {
     let mut trail = Trail::new(tables, probe);
     let chosen = trail.socket(sender.cookie);
     let network = sender.overlays.iter().find(|(vni, _)| trail.is_in(*vni));
     let outcome = match (chosen, network) {
         (Some(Ok(_)), Some((_, ifindex))) => {
             trail.note(Step::PerPacket);
-            trail.task(*ifindex)
+            trail.task(*ifindex, now)
         }
         (Some(outcome), _) => outcome,
-        (None, Some((_, ifindex))) => trail.task(*ifindex),
+        (None, Some((_, ifindex))) => trail.task(*ifindex, now),
         (None, None) if sender.is_task => trail.gateway(),
         (None, None) => Ok(Outcome::Stack),
     };
@@ -289,17 +299,18 @@ impl Datapath {
     ) -> Result<TraceAnswer, TraceError> {
         let probe = Probe::of(query)?;
         let tables = PinnedMaps::new(self.map_pins());
+        let now = monotonic().as_nanos() as u64;
         let trace = match &query.from {
-            TraceFrom::Outside => from_outside(&tables, probe, monotonic().as_nanos() as u64),
+            TraceFrom::Outside => from_outside(&tables, probe, now),
             TraceFrom::Node => {
                 let node = Sender {
                     cookie: local.netns_cookie,
                     overlays: Vec::new(),
                     is_task: false,
                 };
-                from_socket(&tables, probe, &node)
+                from_socket(&tables, probe, &node, now)
             }
-            TraceFrom::Task(name) => from_socket(&tables, probe, &sender(view, local, name)?),
+            TraceFrom::Task(name) => from_socket(&tables, probe, &sender(view, local, name)?, now),
         };
         let endpoint_of = |ifindex| {
             let mut tasks = local.tasks.values();

@@ -2,13 +2,15 @@
 
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointValue,
-    ServiceValue, VIP_FLOW_HAIRPIN, VethValue, VipFlowKey, net::task_mac,
+    ServiceValue, VIP_FLOW_HAIRPIN, VethValue, VipFlowKey,
+    net::task_mac,
+    seat::{Seat, VipClaim, choose_port},
 };
 
 use super::{Lookup, Outcome, Sent, Step, Trail};
 
 impl<L: Lookup> Trail<'_, L> {
-    pub(super) fn task(&mut self, ifindex: u32) -> Result<Outcome, DropReason> {
+    pub(super) fn task(&mut self, ifindex: u32, now: u64) -> Result<Outcome, DropReason> {
         let veth = self.veth(ifindex).ok_or(DropReason::UnknownInterface)?;
         if self.probe.src_addr() != veth.addr {
             return Err(DropReason::SpoofedSource);
@@ -20,7 +22,7 @@ impl<L: Lookup> Trail<'_, L> {
             self.note(Step::Vip {
                 backends: vip.backend_count,
             });
-            return self.outbound(&veth, ifindex, &vip, config.ring_seed);
+            return self.outbound(&veth, ifindex, &vip, config.ring_seed, now);
         };
         self.note(Step::Endpoint {
             endpoint: endpoint.endpoint,
@@ -71,20 +73,19 @@ impl<L: Lookup> Trail<'_, L> {
                 self.probe.src_port(),
             )),
         };
-        let src = match reply {
-            Some(flow) => {
-                let port = self.probe.src_port();
-                self.note(Step::Translated {
-                    addr: flow.vip,
-                    port,
-                });
-                flow.vip
-            }
-            None => src,
-        };
+        let mut sent = self.sent(src, dst, endpoint.mac, veth.mac);
+        if let Some(flow) = reply {
+            let port = self.probe.src_port();
+            self.note(Step::Translated {
+                addr: flow.vip,
+                port,
+            });
+            sent.src.0 = flow.vip.into();
+            sent.dst.1 = flow.client_port(self.probe.dst_port()).to_host();
+        }
         Ok(Outcome::Task {
             ifindex: endpoint.ifindex,
-            sent: self.sent(src, dst, endpoint.mac, veth.mac),
+            sent,
         })
     }
 
@@ -114,23 +115,30 @@ impl<L: Lookup> Trail<'_, L> {
         ifindex: u32,
         vip: &ServiceValue,
         seed: u64,
+        now: u64,
     ) -> Result<Outcome, DropReason> {
         let client = self.endpoint(veth.vni, veth.addr);
         let client = client.ok_or(DropReason::UnknownInterface)?;
-        if client.flags & ENDPOINT_HAS_VIP_FLOWS != 0 && self.is_hairpin_reply(veth) {
-            return Ok(self.hairpin(veth, ifindex));
+        if client.flags & ENDPOINT_HAS_VIP_FLOWS != 0
+            && let Some(client_port) = self.hairpin_reply(veth)
+        {
+            let ports = (self.probe.src_port(), client_port);
+            return Ok(self.hairpin(veth, ifindex, ports));
         }
         let slot = self.slot(vip, seed)?;
-        let backend = self.backend_of_flow(veth, vip, slot.now, slot.before)?;
+        let (backend, client_port) = self.backend_of_flow(veth, vip, slot.now, slot.before, now)?;
+        self.note_client_port(client_port);
         if backend.addr == veth.addr {
-            return Ok(self.hairpin(veth, ifindex));
+            let ports = (client_port, self.probe.dst_port());
+            return Ok(self.hairpin(veth, ifindex, ports));
         }
         let port = self.probe.dst_port();
         self.note(Step::Translated {
             addr: backend.addr,
             port,
         });
-        let sent = self.sent(veth.addr, backend.addr, backend.mac, veth.mac);
+        let mut sent = self.sent(veth.addr, backend.addr, backend.mac, veth.mac);
+        sent.src.1 = client_port.to_host();
         if !backend.vtep.is_zero() {
             return Ok(Outcome::Tunnel {
                 vtep: backend.vtep.into(),
@@ -152,40 +160,33 @@ impl<L: Lookup> Trail<'_, L> {
         vip: &ServiceValue,
         now: u16,
         before: u16,
-    ) -> Result<BackendValue, DropReason> {
+        clock: u64,
+    ) -> Result<(BackendValue, Be16), DropReason> {
         let backend = self.backend(vip, now)?;
-        let key = |backend: &BackendValue| {
-            let (client, ports) = (veth.addr, (self.probe.src_port(), self.probe.dst_port()));
-            self.vip_flow_key(veth.vni, client, ports.0, backend.addr, ports.1)
-        };
-        let dst = self.probe.dst_addr();
-        let known = |backend: &BackendValue| {
-            let flow = self.vip_flow(key(backend));
-            flow.is_some_and(|flow| flow.vip == dst)
-        };
-        let is_taken = self.vip_flow(key(&backend)).is_some();
+        let (seat, client_port) = self.find_vip_seat(veth, &backend, clock);
         let is_active = backend.state == BACKEND_ACTIVE;
-        if known(&backend) && !self.probe.is_syn() {
+        if seat == Seat::Own && !self.probe.is_syn() {
             self.note_backend(&backend);
             self.note(Step::Flow {
                 endpoint: backend.endpoint,
                 entry: Be32::ZERO,
             });
-            return Ok(backend);
+            return Ok((backend, client_port));
         }
         if self.probe.is_established() && before != now {
             let before = self.backend(vip, before)?;
-            if known(&before) {
+            let (seat, client_port) = self.find_vip_seat(veth, &before, clock);
+            if seat == Seat::Own {
                 self.note_backend(&before);
                 self.note(Step::Flow {
                     endpoint: before.endpoint,
                     entry: Be32::ZERO,
                 });
-                return Ok(before);
+                return Ok((before, client_port));
             }
         }
         self.note_backend(&backend);
-        if is_taken && self.probe.is_established() {
+        if seat == Seat::Other && !self.probe.is_syn() {
             return Err(DropReason::SourceCollision);
         }
         if !self.probe.is_established() && !is_active {
@@ -194,7 +195,28 @@ impl<L: Lookup> Trail<'_, L> {
         self.note(Step::Opens {
             endpoint: backend.endpoint,
         });
-        Ok(backend)
+        Ok((backend, client_port))
+    }
+
+    /// `vip::find`: who has the flow's place at a backend, and the port of that.
+    fn find_vip_seat(&self, veth: &VethValue, backend: &BackendValue, now: u64) -> (Seat, Be16) {
+        let (own, to) = (self.probe.src_port(), self.probe.dst_port());
+        let claim = VipClaim {
+            vip: self.probe.dst_addr(),
+            client_port: own,
+        };
+        let seat = |port| {
+            let key = self.vip_flow_key(veth.vni, veth.addr, port, backend.addr, to);
+            let flow = self.vip_flow(key);
+            flow.map_or(Seat::Nobody, |flow| claim.seat(&key, &flow, || now))
+        };
+        let is_established = self.probe.is_established();
+        let port = match seat(own) {
+            Seat::Own => own,
+            Seat::Nobody if !is_established => own,
+            Seat::Nobody | Seat::Other => choose_port(own, !is_established, seat),
+        };
+        (seat(port), port)
     }
 
     fn note_backend(&mut self, backend: &BackendValue) {
@@ -205,21 +227,25 @@ impl<L: Lookup> Trail<'_, L> {
         });
     }
 
-    /// Whether the task answers itself: its reply goes to the VIP, as which it saw its peer.
-    fn is_hairpin_reply(&self, veth: &VethValue) -> bool {
+    /// The client's own port, if the task answers itself: its reply goes to the VIP, as which it saw
+    /// its peer.
+    fn hairpin_reply(&self, veth: &VethValue) -> Option<Be16> {
         let (own, ports) = (veth.addr, (self.probe.dst_port(), self.probe.src_port()));
-        let flow = self.vip_flow(self.vip_flow_key(veth.vni, own, ports.0, own, ports.1));
-        flow.is_some_and(|flow| {
-            flow.vip == self.probe.dst_addr() && flow.flags & VIP_FLOW_HAIRPIN != 0
-        })
+        let flow = self.vip_flow(self.vip_flow_key(veth.vni, own, ports.0, own, ports.1))?;
+        let is_reply = flow.vip == self.probe.dst_addr() && flow.flags & VIP_FLOW_HAIRPIN != 0;
+        is_reply.then(|| flow.client_port(ports.0))
     }
 
-    fn hairpin(&mut self, veth: &VethValue, ifindex: u32) -> Outcome {
+    fn hairpin(
+        &mut self,
+        veth: &VethValue,
+        ifindex: u32,
+        (src_port, dst_port): (Be16, Be16),
+    ) -> Outcome {
         self.note(Step::Hairpin);
         let vip = self.probe.dst_addr();
-        Outcome::Task {
-            ifindex,
-            sent: self.sent(vip, veth.addr, veth.mac, task_mac(vip)),
-        }
+        let mut sent = self.sent(vip, veth.addr, veth.mac, task_mac(vip));
+        (sent.src.1, sent.dst.1) = (src_port.to_host(), dst_port.to_host());
+        Outcome::Task { ifindex, sent }
     }
 }

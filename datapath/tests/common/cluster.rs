@@ -2,10 +2,14 @@
 //! with real devices and attached programs. The maps are filled by the test.
 
 use std::{
+    collections::HashMap,
     fs,
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -20,12 +24,11 @@ use dataplane_abi::{Be16, Be32, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsVal
 use nix::{
     sched::{CloneFlags, unshare},
     sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt},
         time::{TimeVal, TimeValLike},
     },
 };
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     GATEWAY_ADDR, GATEWAY_MASK, MESH_VNI, Namespace, Node, Place, RING_SEED, SOCKET_PROGRAMS,
@@ -419,14 +422,15 @@ impl EchoServer {
 
 /// Echoes words of four bytes to any number of clients, and closes after [`WordServer::BYE`].
 pub struct WordServer {
-    /// A byte ends it: a waker's descriptor would be another one in its thread.
+    /// A byte ends it.
     stop: UnixStream,
 }
 
 impl WordServer {
     pub const BYE: [u8; 4] = *b"bye!";
 
-    /// On a thread with descriptors of its own, so that they count apart from the clients'.
+    /// On a thread with descriptors of its own, so that they count apart from the clients'. (Tokio's
+    /// runtimes share some, across threads.)
     pub fn new(namespace: &Namespace, bind: SocketAddr) -> Self {
         let (stop, stopped) = UnixStream::pair().unwrap();
         let (listens, ready) = std::sync::mpsc::channel();
@@ -435,36 +439,52 @@ impl WordServer {
             unshare(CloneFlags::CLONE_FILES).unwrap();
             let listener = run_inside(&path, || TcpListener::bind(bind)).unwrap();
             listens.send(()).unwrap();
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.enable_all().build().unwrap();
-            runtime.block_on(async {
-                stopped.set_nonblocking(true).unwrap();
-                let stopped = tokio::net::UnixStream::from_std(stopped).unwrap();
-                tokio::select! {
-                    () = Self::serve(listener) => {}
-                    _ = stopped.readable() => {}
-                }
-            });
+            Self::serve(&listener, &stopped).unwrap();
         });
         ready.recv().expect("the server listens");
         Self { stop }
     }
 
-    async fn serve(listener: TcpListener) {
-        listener.set_nonblocking(true).unwrap();
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(Self::echo(stream));
+    /// Has the server close a connection, then closes it.
+    pub fn end(mut connection: TcpStream) {
+        connection.write_all(&Self::BYE).unwrap();
+        let mut rest = Vec::new();
+        connection.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, Self::BYE);
+    }
+
+    fn serve(listener: &TcpListener, stop: &UnixStream) -> io::Result<()> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let watch = |fd: BorrowedFd<'_>| {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, fd.as_raw_fd() as u64);
+            epoll.add(fd, event)
+        };
+        watch(listener.as_fd())?;
+        watch(stop.as_fd())?;
+        let mut streams = HashMap::new();
+        let mut events = vec![EpollEvent::empty(); 1024];
+        loop {
+            let ready = epoll.wait(&mut events, EpollTimeout::NONE)?;
+            for event in &events[..ready] {
+                let fd = event.data() as RawFd;
+                if fd == stop.as_raw_fd() {
+                    return Ok(());
+                } else if fd == listener.as_raw_fd() {
+                    let (stream, _) = listener.accept()?;
+                    watch(stream.as_fd())?;
+                    streams.insert(stream.as_raw_fd(), stream);
+                } else if !Self::echo(&streams[&fd]).is_ok_and(|word| word != Self::BYE) {
+                    streams.remove(&fd);
+                }
+            }
         }
     }
 
-    async fn echo(mut stream: tokio::net::TcpStream) -> io::Result<()> {
+    fn echo(mut stream: &TcpStream) -> io::Result<[u8; 4]> {
         let mut word = [0; 4];
-        while word != Self::BYE {
-            stream.read_exact(&mut word).await?;
-            stream.write_all(&word).await?;
-        }
-        Ok(())
+        stream.read_exact(&mut word)?;
+        stream.write_all(&word)?;
+        Ok(word)
     }
 }
 

@@ -22,6 +22,8 @@ use dataplane_abi::{
     drops::drop_index, net::task_mac, ports::port_index,
 };
 
+use nix::time::{ClockId, clock_gettime};
+
 pub use netns::*;
 pub use packets::*;
 
@@ -479,6 +481,12 @@ impl Node {
     pub fn assert_passes(&mut self, name: &str, packet: &[u8]) {
         self.assert_sends(name, packet, TC_ACT_UNSPEC, packet);
     }
+}
+
+/// The clock of the programs, in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
 pub enum Place {

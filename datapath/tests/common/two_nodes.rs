@@ -49,6 +49,11 @@ impl Cluster {
 
     /// A service on VIP with one slot over tasks 11, 12 and 21, in this order, on each node.
     pub fn vip(&mut self, base: u32, slots: &[RingSlot]) {
+        self.vip_at(VIP, base, slots);
+    }
+
+    /// As [`Self::vip`], on another address.
+    pub fn vip_at(&mut self, vip: Be32, base: u32, slots: &[RingSlot]) {
         let places = self.places();
         for host in self.hosts() {
             let backends: Vec<_> = places
@@ -58,12 +63,17 @@ impl Cluster {
                 })
                 .collect();
             let service = host.node.service(base, FRONT, 0, &backends, slots);
-            host.node.vip(VNI, VIP, service);
+            host.node.vip(VNI, vip, service);
         }
     }
 
     /// Publishes 8080 -> 80 over the same backends, on each node.
     pub fn publish(&mut self, base: u32, slots: &[RingSlot]) {
+        self.publish_port(8080, base, slots);
+    }
+
+    /// As [`Self::publish`], another port.
+    pub fn publish_port(&mut self, port: u16, base: u32, slots: &[RingSlot]) {
         let places = self.places();
         for host in self.hosts() {
             let backends: Vec<_> = places
@@ -80,8 +90,8 @@ impl Cluster {
                 }
             }
             let service: ServiceValue = host.node.service(base, FRONT, 80, &backends, slots);
-            host.node.publish(8080, TCP, service);
-            host.node.publish(8080, UDP, service);
+            host.node.publish(port, TCP, service);
+            host.node.publish(port, UDP, service);
         }
     }
 
