@@ -68,13 +68,13 @@ fn drop_verdicts_stand_beside_their_counters_alone() {
     for (file, counted) in [
         (
             "skb.rs",
-            "count::dropped(reason, self.volume());\n                TC_ACT_SHOT",
+            "count::dropped(program, reason, self.volume());\n                TC_ACT_SHOT",
         ),
         (
             "xdp_uplink.rs",
-            "count::dropped(reason, volume(&ctx));\n            XDP_DROP",
+            "count::dropped(ProgramId::XdpUplink, reason, volume(&ctx));\n            XDP_DROP",
         ),
-        ("socket.rs", "count::socket_refused(reason);"),
+        ("socket.rs", "count::socket_refused(program, reason);"),
     ] {
         assert!(
             programs[file].contains(counted),
