@@ -81,6 +81,8 @@ enum SessionError {
     Lost(SocketAddrV4, Box<Status>),
     #[error("manager {0} ended the session")]
     Ended(SocketAddrV4),
+    #[error("the certificate was renewed")]
+    Renewed,
     #[error("{}", ca::expired(*.0))]
     Expired(Timestamp),
     #[error("the agent is stopping")]
@@ -142,6 +144,9 @@ impl Session {
         {
             return Err(SessionError::Expired(when));
         }
+        // From before it is shown: none that comes later is missed.
+        let replaced = self.tls.replaced();
+        tokio::pin!(replaced);
         let channel = net::dial(&Connector::member(&self.tls), manager).await?;
         let mut client =
             DispatcherClient::new(channel).max_decoding_message_size(net::MESSAGE_BYTES_MAX);
@@ -175,6 +180,8 @@ impl Session {
                     }
                     self.hear(message).await?;
                 }
+                // The managers are to see the new certificate.
+                () = &mut replaced => return Err(SessionError::Renewed),
                 _ = heartbeat.tick() => {
                     let beat = self.heartbeat();
                     to_manager.send(beat).await.map_err(|_| SessionError::Ended(manager))?;
@@ -216,6 +223,13 @@ impl Session {
             ManagerMessage::StatusAck { seq } => SessionEvent::StatusAck(seq),
             ManagerMessage::Pins { node, pins } => SessionEvent::Pins(node, pins),
             ManagerMessage::Settled { version } => SessionEvent::Settled(version),
+            ManagerMessage::Trust { roots_pem } => {
+                if self.tls.with(|own| own.roots().pem() != roots_pem) {
+                    info!("the roots to trust have changed");
+                    self.tls.want_renewal();
+                }
+                return Ok(());
+            }
             ManagerMessage::HeartbeatAck => return Ok(()),
         };
         self.events

@@ -12,7 +12,10 @@ use store::Store;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
-use crate::access::{caller, no_cluster, not_a_member};
+use crate::{
+    access::{caller, no_cluster, not_a_member},
+    rotation,
+};
 
 #[derive(Clone)]
 pub(crate) struct AuthorityService {
@@ -71,9 +74,8 @@ pub(crate) fn certify(
         role,
     };
     let expiry = SignedDuration::try_from(cluster.spec.cert_expiry).unwrap_or(SignedDuration::MAX);
-    let authority = ca::Authority::new(&cluster.ca)?;
     Ok(Certified {
-        chain_pem: authority.issue(request, subject, now, expiry)?,
-        roots_pem: cluster.ca.certificate_pem.clone(),
+        chain_pem: rotation::authority(cluster)?.issue(request, subject, now, expiry)?,
+        roots_pem: rotation::roots_pem(cluster),
     })
 }

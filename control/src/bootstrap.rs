@@ -11,13 +11,9 @@ use ca::{CaError, NodeCertificate, NodeKey, NodeTls, Request, Roots};
 use jiff::Timestamp;
 use model::{
     ClusterId, NodeId,
-    object::{
-        Cluster, DataPathConfig, JoinTokens, Meta, Node, NodeDescription, NodeState, NodeStatus,
-        RootCa,
-    },
+    object::{Cluster, DataPathConfig, Meta, Node, NodeDescription, NodeState, NodeStatus, RootCa},
     rpc::Certified,
     spec::{Availability, ClusterSpec, NodeRole, NodeSpec},
-    token::JoinToken,
 };
 use store::Transaction;
 use vault::UnlockKey;
@@ -25,6 +21,7 @@ use vault::UnlockKey;
 use crate::{
     allocator::{AllocateError, create_ingress},
     authority::certify,
+    rotation,
 };
 
 /// Less would make a busy node look dead.
@@ -99,7 +96,6 @@ pub(crate) fn create(
 }
 
 fn cluster(now: Timestamp, options: &InitOptions, ca: RootCa) -> Result<Cluster, CaError> {
-    let root_sha256 = Roots::from_pem(&ca.certificate_pem)?.sha256();
     let mut data_path = options.data_path.clone();
     if data_path.ring_seed == 0 {
         data_path.ring_seed = rand::random();
@@ -108,13 +104,11 @@ fn cluster(now: Timestamp, options: &InitOptions, ca: RootCa) -> Result<Cluster,
         id: ClusterId::generate(),
         meta: Meta::new(now),
         spec: options.spec.clone(),
-        tokens: JoinTokens {
-            worker: JoinToken::generate(&root_sha256).to_string(),
-            manager: JoinToken::generate(&root_sha256).to_string(),
-        },
+        tokens: rotation::tokens(&Roots::from_pem(&ca.certificate_pem)?),
         ca,
         data_path,
         revoked: BTreeMap::new(),
+        rotation: None,
         unlock_key: options.spec.autolock.then(UnlockKey::generate),
     })
 }
@@ -149,6 +143,7 @@ fn first_node(now: Timestamp, options: &InitOptions, port: u16) -> Node {
             message: "the node has not begun a session yet".to_owned(),
             addr,
         },
+        issuer: None,
         vtep: options.data_path_addr.unwrap_or(addr),
         manager_addr: Some(SocketAddrV4::new(
             addr,
@@ -161,6 +156,7 @@ fn first_node(now: Timestamp, options: &InitOptions, port: u16) -> Node {
 mod tests {
     use std::sync::Arc;
 
+    use model::token::JoinToken;
     use store::State;
 
     use super::*;

@@ -39,6 +39,7 @@ pub fn node(hostname: &str) -> Node {
             message: String::new(),
             addr,
         },
+        issuer: None,
         vtep: addr,
         manager_addr: None,
     }
@@ -59,6 +60,7 @@ pub fn cluster() -> Cluster {
         },
         data_path: DataPathConfig::default(),
         revoked: Default::default(),
+        rotation: None,
         unlock_key: None,
     }
 }

@@ -16,6 +16,7 @@ mod membership;
 pub mod ops;
 pub mod orchestrator;
 mod projection;
+mod rotation;
 pub mod scheduler;
 #[cfg(test)]
 mod sim;

@@ -114,6 +114,7 @@ fn join(
             message: "the node joined and has not begun a session yet".to_owned(),
             addr,
         },
+        issuer: None,
         vtep,
         manager_addr: None,
     };

@@ -354,6 +354,10 @@ pub enum ManagerMessage {
         heartbeat: Duration,
     },
     Update(Update),
+    /// Whom the node is to trust, in PEM; after the welcome, and again when that changes.
+    Trust {
+        roots_pem: String,
+    },
     StatusAck {
         seq: u64,
     },

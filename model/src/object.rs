@@ -111,9 +111,20 @@ pub struct Cluster {
     /// Certificates that are void before their time, by their nodes.
     #[serde(default)]
     pub revoked: BTreeMap<NodeId, Revocation>,
+    /// While the root is being replaced.
+    #[serde(default)]
+    pub rotation: Option<RootRotation>,
     /// Seals the data key of every manager, where they are to be locked.
     #[serde(default)]
     pub unlock_key: Option<UnlockKey>,
+}
+
+/// The root that is to take the place of the one in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootRotation {
+    pub ca: RootCa,
+    /// Its key, certified by the root in force.
+    pub cross_signed_pem: String,
 }
 
 /// Voids the certificates of a node.
@@ -191,6 +202,9 @@ pub struct Node {
     pub spec: NodeSpec,
     pub description: NodeDescription,
     pub status: NodeStatus,
+    /// Names the key that signed the certificate which the node showed last.
+    #[serde(default)]
+    pub issuer: Option<String>,
     /// Tunnel address.
     pub vtep: Ipv4Addr,
     /// Where the manager of this node listens, for a manager.

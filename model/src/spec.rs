@@ -320,6 +320,8 @@ pub struct ClusterSpec {
     pub cert_expiry: Duration,
     /// Whether a manager that starts wants the unlock key.
     pub autolock: bool,
+    /// Another number than before has the root certificate replaced.
+    pub force_rotate: u64,
 }
 
 impl Default for ClusterSpec {
@@ -333,6 +335,7 @@ impl Default for ClusterSpec {
             dispatcher_heartbeat: Duration::from_secs(5),
             cert_expiry: Duration::from_secs(90 * 24 * 3600),
             autolock: false,
+            force_rotate: 0,
         }
     }
 }

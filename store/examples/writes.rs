@@ -30,6 +30,7 @@ fn node() -> Node {
             message: String::new(),
             addr: Ipv4Addr::LOCALHOST,
         },
+        issuer: None,
         vtep: Ipv4Addr::LOCALHOST,
         manager_addr: None,
     }

@@ -48,7 +48,7 @@ pub fn cluster_info(cluster: &Cluster) -> docker::ClusterInfo {
         updated_at: Some(date(cluster.meta.updated_at)),
         spec: Some(cluster_spec_to_docker(&cluster.spec)),
         tls_info: Some(tls::info(&cluster.ca)),
-        root_rotation_in_progress: Some(false),
+        root_rotation_in_progress: Some(cluster.rotation.is_some()),
         data_path_port: Some(data_path.port.into()),
         default_addr_pool: Some(pools.collect()),
         subnet_size: Some(data_path.subnet_len.into()),
@@ -75,6 +75,7 @@ pub fn cluster_spec_to_docker(spec: &ClusterSpec) -> docker::SwarmSpec {
         }),
         ca_config: Some(docker::SwarmSpecCaConfig {
             node_cert_expiry: Some(nanos(spec.cert_expiry)),
+            force_rotate: Some(spec.force_rotate),
             ..Default::default()
         }),
         encryption_config: Some(docker::SwarmSpecEncryptionConfig {
@@ -123,6 +124,9 @@ pub fn cluster_spec_from_docker(
     if let Some(expiry) = expiry.filter(|expiry| *expiry != 0) {
         read.cert_expiry = duration("NodeCertExpiry", expiry)?;
     }
+    if let Some(force) = spec.ca_config.as_ref().and_then(|ca| ca.force_rotate) {
+        read.force_rotate = force;
+    }
     let encryption = spec.encryption_config.as_ref();
     if let Some(autolock) = encryption.and_then(|encryption| encryption.auto_lock_managers) {
         read.autolock = autolock;
@@ -162,6 +166,7 @@ mod tests {
             dispatcher_heartbeat: Duration::from_millis(1500),
             cert_expiry: Duration::from_secs(7200),
             autolock: true,
+            force_rotate: 3,
         };
         let written = cluster_spec_to_docker(&spec);
         assert_eq!(
@@ -185,10 +190,6 @@ mod tests {
     fn what_is_not_supported_is_refused_by_name() {
         for (json, named) in [
             (json!({"Raft": {"ElectionTick": 3}}), "Raft.ElectionTick"),
-            (
-                json!({"CAConfig": {"ForceRotate": 1}}),
-                "CAConfig.ForceRotate",
-            ),
             (
                 json!({"CAConfig": {"ExternalCAs": [{"Protocol": "cfssl", "URL": "https://x"}]}}),
                 "CAConfig.ExternalCAs",

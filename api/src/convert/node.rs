@@ -37,7 +37,7 @@ pub fn node(node: &Node, cluster: Option<&Cluster>, leader: Option<NodeId>) -> d
                     name: Some("overlay".to_owned()),
                 }]),
             }),
-            tls_info: cluster.map(|cluster| tls::info(&cluster.ca)),
+            tls_info: cluster.map(|cluster| tls::info(tls::issuer(cluster, node))),
         }),
         status: Some(docker::NodeStatus {
             state: Some(match node.status.state {

@@ -25,7 +25,7 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{CaError, NodeCertificate, Roots};
 
@@ -39,7 +39,14 @@ const ALPN: &[u8] = b"h2";
 /// What a node proves itself with and whom it trusts, while connections come and go. A clone is
 /// the same one.
 #[derive(Debug, Clone)]
-pub struct NodeTls(Arc<watch::Sender<Arc<Current>>>);
+pub struct NodeTls(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    current: watch::Sender<Arc<Current>>,
+    /// Somebody wants another certificate.
+    wanted: Notify,
+}
 
 #[derive(Debug)]
 struct Current {
@@ -52,8 +59,11 @@ impl NodeTls {
     /// # Errors
     /// A certificate that TLS cannot use.
     pub fn new(certificate: NodeCertificate) -> Result<Self, CaError> {
-        let current = Current::new(certificate)?;
-        Ok(Self(Arc::new(watch::Sender::new(Arc::new(current)))))
+        let current = Arc::new(Current::new(certificate)?);
+        Ok(Self(Arc::new(Shared {
+            current: watch::Sender::new(current),
+            wanted: Notify::new(),
+        })))
     }
 
     /// Takes a new certificate for all connections from now on. Open ones go on as they are.
@@ -61,7 +71,9 @@ impl NodeTls {
     /// # Errors
     /// A certificate that TLS cannot use; the old one stays.
     pub fn replace(&self, certificate: NodeCertificate) -> Result<(), CaError> {
-        self.0.send_replace(Arc::new(Current::new(certificate)?));
+        self.0
+            .current
+            .send_replace(Arc::new(Current::new(certificate)?));
         Ok(())
     }
 
@@ -70,15 +82,28 @@ impl NodeTls {
         f(&self.current().certificate)
     }
 
-    /// Returns when the certificate was replaced. Cancel-safe.
-    pub async fn replaced(&self) {
-        let mut changes = self.0.subscribe();
-        // The sender is ours: it cannot go meanwhile.
-        let _ = changes.changed().await;
+    /// Ready when the certificate is replaced after this call. Cancel-safe.
+    pub fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (own, mut changes) = (self.clone(), self.0.current.subscribe());
+        async move {
+            // The sender is kept: it cannot go meanwhile.
+            let _ = changes.changed().await;
+            drop(own);
+        }
+    }
+
+    /// Asks whoever renews the certificate to do so now: it is the wrong one, though valid.
+    pub fn want_renewal(&self) {
+        self.0.wanted.notify_one();
+    }
+
+    /// Returns when a renewal is asked for, or was since the last call. Cancel-safe.
+    pub async fn renewal_wanted(&self) {
+        self.0.wanted.notified().await;
     }
 
     fn current(&self) -> Arc<Current> {
-        Arc::clone(&self.0.borrow())
+        Arc::clone(&self.0.current.borrow())
     }
 }
 

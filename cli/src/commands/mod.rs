@@ -58,7 +58,7 @@ pub enum ClientCommand {
     JoinToken(swarm::JoinToken),
     /// Change settings of the cluster
     Update(swarm::Update),
-    /// Show the root certificate
+    /// Show the root certificate, or replace it
     Ca(swarm::Ca),
     /// Unlock this manager after it started
     Unlock(swarm::Unlock),

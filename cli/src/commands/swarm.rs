@@ -365,10 +365,29 @@ fn is_locking(spec: &SwarmSpec) -> bool {
 }
 
 #[derive(Debug, Args)]
-pub struct Ca {}
+pub struct Ca {
+    /// Replace the root certificate, and with it all others, while the cluster runs
+    #[arg(long)]
+    rotate: bool,
+    /// Do not wait until it is replaced
+    #[arg(short, long, requires = "rotate")]
+    detach: bool,
+}
+
+/// Between two looks at a rotation.
+const ROTATION_LOOK: std::time::Duration = std::time::Duration::from_millis(200);
 
 impl Ca {
     pub async fn run(self, client: &Client) -> Result<()> {
+        if self.rotate {
+            rotate_root(client).await?;
+            if self.detach {
+                return Ok(());
+            }
+            while client.swarm().await?.root_rotation_in_progress == Some(true) {
+                tokio::time::sleep(ROTATION_LOOK).await;
+            }
+        }
         let root = client
             .swarm()
             .await?
@@ -379,6 +398,15 @@ impl Ca {
         println!("{}", root.trim_end());
         Ok(())
     }
+}
+
+async fn rotate_root(client: &Client) -> Result<()> {
+    let swarm = client.swarm().await?;
+    let mut spec = swarm.spec.clone().unwrap_or_default();
+    let ca = spec.ca_config.get_or_insert_default();
+    ca.force_rotate = Some(ca.force_rotate.unwrap_or_default() + 1);
+    client.post_only(update_route(&swarm), &spec).await?;
+    Ok(())
 }
 
 #[derive(Debug, Args)]

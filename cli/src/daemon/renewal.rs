@@ -1,4 +1,4 @@
-//! Renews the node's certificate when 50 to 80 % of its life are over. Any manager signs, whoever
+//! Renews the node's certificate when 50 to 80 % of its life are over, or when it is wanted sooner. Any manager signs, whoever
 //! leads; a manager signs for its own node.
 
 use std::{net::SocketAddrV4, time::Duration};
@@ -40,6 +40,7 @@ pub async fn run(
             let due = tls.with(|own| own.identity().renewal_at(rand::random()));
             tokio::select! {
                 () = until(due) => persist(&tls, &certificates, &signer).await,
+                () = tls.renewal_wanted() => persist(&tls, &certificates, &signer).await,
                 () = tls.replaced() => {}
             }
         }

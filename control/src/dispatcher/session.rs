@@ -23,6 +23,7 @@ use crate::{
     access::{expired, is_member, not_a_member},
     liveness::{cluster_period, grace, session_period},
     projection::{Projection, Touch, networks_of_node},
+    rotation::roots_pem,
 };
 
 /// For an agent's first message.
@@ -98,6 +99,7 @@ async fn serve(
     let mut session = Session {
         seat: service.hub.seat(node, &service.cancel),
         node,
+        trust: None,
         since: version,
         heartbeat,
         service,
@@ -135,6 +137,7 @@ fn mark_ready(tx: &mut Transaction, caller: &Identity, hello: &Hello) -> Result<
     let mut node = Node::clone(stored);
     node.description = hello.description.clone();
     node.vtep = hello.vtep;
+    node.issuer = Some(caller.issuer.to_string());
     node.status.state = NodeState::Ready;
     node.status.message = String::new();
     if node != **stored {
@@ -171,6 +174,8 @@ struct Session<'a> {
     service: DispatcherService,
     seat: Seat,
     node: NodeId,
+    /// The roots that the node was told of.
+    trust: Option<String>,
     /// The version that made the node READY: nothing older is projected.
     since: Version,
     heartbeat: Heartbeat,
@@ -204,6 +209,19 @@ impl Session<'_> {
         }
         self.heartbeat = Heartbeat::new(state);
         self.welcome().await
+    }
+
+    /// Lets the agent know whom to trust, should that have changed.
+    async fn keep_trust(&mut self, state: &State) -> Result<(), End> {
+        let Some(cluster) = state.cluster() else {
+            return Ok(());
+        };
+        let roots_pem = roots_pem(cluster);
+        if self.trust.as_ref() == Some(&roots_pem) {
+            return Ok(());
+        }
+        self.trust = Some(roots_pem.clone());
+        self.send(ManagerMessage::Trust { roots_pem }).await
     }
 
     async fn converse(&mut self, caller: &Identity, mut inbound: Streaming<AgentMessage>) -> End {
@@ -299,6 +317,7 @@ impl Session<'_> {
             return Err(End::Refused(not_a_member(self.node)));
         }
         self.keep_pace(&round.state).await?;
+        self.keep_trust(&round.state).await?;
         // Before the update, which may take from flows the owner that only pins know of then.
         self.tell_news().await?;
         let is_first = self.updates == 0;

@@ -7,6 +7,7 @@ use store::Transaction;
 use vault::UnlockKey;
 
 use super::{OpError, error::check_version};
+use crate::rotation;
 
 const CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
 
@@ -31,6 +32,10 @@ pub fn update(
     check_version(cluster.meta.version, version)?;
     validate(&spec)?;
     let mut cluster = Cluster::clone(cluster);
+    if spec.force_rotate != cluster.spec.force_rotate {
+        rotation::begin(&mut cluster, tx.now())
+            .map_err(|error| OpError::invalid(format!("cannot make a root: {error}")))?;
+    }
     cluster.spec = spec;
     if rotate.worker_token {
         cluster.tokens.worker = rotated(&cluster.tokens.worker);

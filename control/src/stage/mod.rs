@@ -17,7 +17,7 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{allocator, orchestrator::Orchestrator, scheduler};
+use crate::{allocator, orchestrator::Orchestrator, rotation, scheduler};
 
 /// Between attempts to write when another leader or a full disk is in the way.
 const RETRY: Duration = Duration::from_millis(500);
@@ -36,6 +36,7 @@ impl Pipeline {
         let wake = self.orchestrator.step(tx);
         allocator::step(tx);
         scheduler::step(tx);
+        rotation::step(tx);
         wake
     }
 }

@@ -211,3 +211,70 @@ async fn a_certificate_is_renewed_for_the_same_node_and_another_key() {
     let refused = client.renew(nonsense).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
 }
+
+/// As agents do it: one that is told of other roots renews, and comes back with what it got.
+async fn follow_the_roots(cluster: &Cluster, node: &Credentials) {
+    let agent = cluster.connect(node).await;
+    agent
+        .until_heard("roots", |heard| !heard.trust.is_empty())
+        .await;
+    assert!(agent.heard().trust.matches("BEGIN CERTIFICATE").count() == 2);
+    let channel = node.dial(cluster.manager.local_addr()).await;
+    let key = ca::NodeKey::generate().unwrap();
+    let request = model::rpc::RenewRequest {
+        request_pem: key.request().unwrap(),
+    };
+    let mut client = model::rpc::AuthorityClient::new(channel);
+    let certified = client.renew(request).await.unwrap().into_inner();
+    let roots = ca::Roots::from_pem(&certified.roots_pem).unwrap();
+    let renewed = ca::NodeCertificate::new(key, &certified.chain_pem, roots).unwrap();
+    node.tls.replace(renewed).unwrap();
+    let agent = cluster.connect(node).await;
+    agent.until("peers", |view| !view.peers.is_empty()).await;
+}
+
+#[tokio::test]
+async fn the_root_is_replaced_when_all_nodes_have_followed_and_nobody_is_cut_off() {
+    let mut cluster = Cluster::new().await;
+    let node = cluster.join().await;
+    let old = cluster.state().cluster().unwrap().clone();
+    let mut spec = old.spec.clone();
+    spec.force_rotate += 1;
+    let nothing_else = swarmnet_control::ops::Rotate::default();
+    let store = cluster.manager.store();
+    swarmnet_control::ops::update_cluster(store, old.meta.version, spec, nothing_else)
+        .await
+        .unwrap();
+
+    follow_the_roots(&cluster, &node).await;
+    let between = cluster.state().cluster().unwrap().clone();
+    assert!(
+        between.rotation.is_some(),
+        "the manager's node has not followed"
+    );
+    assert_eq!((&between.ca, &between.tokens), (&old.ca, &old.tokens));
+    // Tokens still name the old root, and a manager may have a certificate of either.
+    let late = cluster
+        .try_join(between.tokens.worker.clone())
+        .await
+        .unwrap();
+    follow_the_roots(&cluster, &late).await;
+
+    follow_the_roots(&cluster, &cluster.first).await;
+    cluster
+        .until("the root is replaced", |state| {
+            state.cluster().unwrap().rotation.is_none()
+        })
+        .await;
+    let new = cluster.state().cluster().unwrap().clone();
+    assert_ne!(new.ca, old.ca);
+    let refused = cluster
+        .try_join(old.tokens.worker.clone())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.message(), "invalid join token");
+    cluster.try_join(new.tokens.worker.clone()).await.unwrap();
+    let heard = cluster.connect(&node).await;
+    let told = |heard: &crate::support::Heard| heard.trust == new.ca.certificate_pem;
+    heard.until_heard("the new root alone", told).await;
+}

@@ -45,6 +45,7 @@ pub fn cluster(snapshot_interval: u64) -> Cluster {
         },
         data_path: DataPathConfig::default(),
         revoked: Default::default(),
+        rotation: None,
         unlock_key: None,
     }
 }
@@ -60,6 +61,7 @@ pub fn node(id: u128) -> Node {
             message: String::new(),
             addr: Ipv4Addr::LOCALHOST,
         },
+        issuer: None,
         vtep: Ipv4Addr::LOCALHOST,
         manager_addr: None,
     }

@@ -33,6 +33,8 @@ pub struct Heard {
     /// Of other nodes.
     pub pins: BTreeMap<NodeId, Vec<Pin>>,
     pub settled: Version,
+    /// In PEM.
+    pub trust: String,
 }
 
 /// One session. Dropping it cuts the connection.
@@ -212,6 +214,9 @@ async fn converse(
                 }
                 Ok(Some(ManagerMessage::Settled { version })) => {
                     heard.send_modify(|heard| heard.settled = version);
+                }
+                Ok(Some(ManagerMessage::Trust { roots_pem })) => {
+                    heard.send_modify(|heard| heard.trust = roots_pem);
                 }
                 Ok(Some(ManagerMessage::HeartbeatAck)) => {
                     heard.send_modify(|heard| heard.heartbeat_acks += 1);

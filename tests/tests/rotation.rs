@@ -1,0 +1,51 @@
+//! The root of all certificates is replaced while the cluster runs.
+
+use anyhow::{Result, ensure};
+use lab::wait_for;
+use swarmnet_tests::{Cluster, Traffic};
+
+#[test]
+fn the_root_is_replaced_under_traffic_and_tokens_follow_it() -> Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.serve("web", 3, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    let manager = cluster.node(1);
+    let entries = cluster.entries(8080)?;
+    let open = Traffic::of_conversations(cluster.client(), &entries)?;
+    let new = Traffic::of_connections(cluster.client(), &entries);
+    let (root, token) = (
+        manager.cli(&["ca"])?,
+        manager.cli(&["join-token", "-q", "worker"])?,
+    );
+    ensure!(root.starts_with("-----BEGIN CERTIFICATE-----"), "{root}");
+    ensure!(manager.docker(&["swarm", "ca"])?.trim() == root.trim());
+
+    let rotated = manager.cli(&["ca", "--rotate"])?;
+    ensure!(rotated != root, "{rotated}");
+    ensure!(manager.docker(&["swarm", "ca"])?.trim() == rotated.trim());
+    open.go_on()?;
+    new.go_on()?;
+    // Every node trusts the new root and no other.
+    for node in cluster.nodes() {
+        wait_for("the new root alone", || {
+            let path = node.state_dir().join("certificates/root.pem");
+            let trusted = std::fs::read_to_string(path)?;
+            Ok((trusted.trim() == rotated.trim()).then_some(()))
+        })?;
+    }
+    // Sessions go on with it: what is changed now reaches all.
+    manager.cli(&["service", "scale", "--detach", "web=5"])?;
+    cluster.wait_running("web", 5)?;
+    open.end()?;
+    new.end()?;
+
+    let worker = cluster.node(3);
+    worker.cli(&["leave"])?;
+    let addr = "192.168.77.1:2377";
+    let refused = worker.cli_error(&["join", "--token", token.trim(), addr])?;
+    ensure!(refused.contains("another root certificate"), "{refused}");
+    let fresh = manager.cli(&["join-token", "-q", "worker"])?;
+    ensure!(fresh != token);
+    worker.cli(&["join", "--token", fresh.trim(), addr])?;
+    Ok(())
+}
