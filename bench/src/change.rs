@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     path::Path,
     thread,
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
@@ -27,6 +28,7 @@ use crate::{
 };
 
 const CHANGE: &str = "change: desired state to all maps, ms";
+const WAITS: &str = "change: waits for RCU, of one transaction";
 const MEMORY: &str = "memory";
 const PINS: &str = "/sys/fs/bpf/snbench-change";
 const NODES: u32 = 100;
@@ -130,6 +132,9 @@ fn from_empty(name: &str, size: &Size, is_last: bool, report: &mut Report) -> Re
         datapath.repair(&view, &node)?.0.is_unchanged(),
         "{name}: not all was done"
     );
+    if is_last {
+        add_waits(report, &format!("{name}, from empty"), report_of.rcu_waits);
+    }
     if is_last && size.services > 1_000 {
         one_task(&mut datapath, &mut view, report)?;
         maps(report)?;
@@ -163,6 +168,7 @@ fn populate(view: &mut NodeView, size: &Size) {
 fn one_task(datapath: &mut Datapath, view: &mut NodeView, report: &mut Report) -> Result<()> {
     let node = local(1);
     let mut took = Vec::new();
+    let mut waits = 0;
     for state in [BackendState::Draining, BackendState::Active].repeat(5) {
         let mut one = view
             .endpoints
@@ -175,6 +181,7 @@ fn one_task(datapath: &mut Datapath, view: &mut NodeView, report: &mut Report) -
         let synced = datapath.sync(view, &node)?;
         anyhow::ensure!(synced.services_written > 0, "the change was not seen");
         took.push(synced.duration.as_secs_f64() * 1e3);
+        waits = waits.max(synced.rcu_waits);
     }
     let figure = Figure::new(CHANGE, "one task among 10000 services", median(&took));
     report.add(
@@ -182,7 +189,27 @@ fn one_task(datapath: &mut Datapath, view: &mut NodeView, report: &mut Report) -
             .goal(Goal::AtMost(5.0))
             .detail(json!({"samples": took})),
     );
+    add_waits(report, "one task among 10000 services", waits);
+    let begun = Instant::now();
+    anyhow::ensure!(
+        datapath.repair(view, &node)?.0.is_unchanged(),
+        "the comparison found something"
+    );
+    let compared = begun.elapsed().as_secs_f64() * 1e3;
+    report.add(
+        Figure::new(CHANGE, "comparing all maps then", compared)
+            .note("once in five seconds; changes wait meanwhile"),
+    );
     Ok(())
+}
+
+fn add_waits(report: &mut Report, name: &str, waits: usize) {
+    let figure = Figure::new(WAITS, name, waits as f64);
+    report.add(
+        figure
+            .goal(Goal::AtMost(1.0))
+            .note("counted by the writer; the most of one transaction"),
+    );
 }
 
 /// The kernel's own numbers (`memlock` of each map), with 10 000 services of 10 backends.
@@ -210,10 +237,10 @@ fn maps(report: &mut Report) -> Result<()> {
     let of_services = [
         "RINGS",
         "BACKENDS",
-        "PUBLISHED",
-        "SERVICES",
+        "FRONTENDS",
         "VIPS",
         "PORTS",
+        "ADDRESSED",
     ];
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let services: u64 = sizes

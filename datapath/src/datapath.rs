@@ -308,7 +308,8 @@ impl Datapath {
         if is_observed {
             self.planner.settle(recorded.tables(), self.moment());
         }
-        let ops = self.plan(&wanted, recorded.tables())?;
+        let mut report = SyncReport::default();
+        let ops = self.plan(&wanted, recorded.tables(), &mut report)?;
         let deviations = match is_observed {
             true => repair::deviations(&ops, recorded.tables()),
             false => Vec::new(),
@@ -318,7 +319,6 @@ impl Datapath {
             // Before the first of them: other nodes may have flows that nobody has told of.
             self.settle_in(UNSETTLED_MAX)?;
         }
-        let mut report = SyncReport::default();
         for op in &ops {
             debug!(map.op = %op, "applied");
             report.flows_dropped += self.maps.apply(op)?;
@@ -380,7 +380,12 @@ impl Datapath {
         }
     }
 
-    fn plan(&mut self, wanted: &Wanted, present: &Tables) -> Result<Vec<Op>, Full> {
+    fn plan(
+        &mut self,
+        wanted: &Wanted,
+        present: &Tables,
+        report: &mut SyncReport,
+    ) -> Result<Vec<Op>, Full> {
         let plan = self.planner.plan(wanted, present, self.moment());
         let Err(full) = plan else { return plan };
         // What rests may suffice. To wait until its readers are gone is dear, so only now.
@@ -388,6 +393,7 @@ impl Datapath {
         if sys::await_running_programs().is_err() {
             return Err(full);
         }
+        report.rcu_waits += 1;
         self.planner.readers_are_gone();
         self.planner.plan(wanted, present, self.moment())
     }
@@ -463,6 +469,10 @@ pub struct SyncReport {
     pub entries_removed: usize,
     /// Flows removed because their endpoint is gone.
     pub flows_dropped: usize,
+    /// How often it waited until no program ran that might still read what is to be written anew. No
+    /// other step of a sync waits for RCU: there is no map in a map, and no element is replaced that
+    /// programs hold.
+    pub rcu_waits: usize,
     /// Parts of the view that could not be had.
     pub skipped: Vec<Skipped>,
     pub duration: Duration,
@@ -479,6 +489,7 @@ impl SyncReport {
             backends_written,
             entries_removed,
             flows_dropped,
+            rcu_waits: _,
             skipped: _,
             duration: _,
         } = self;
@@ -535,6 +546,7 @@ impl SyncReport {
             written.backends = self.backends_written,
             removed.entries = self.entries_removed,
             removed.flows = self.flows_dropped,
+            rcu.waits = self.rcu_waits,
             "data plane synced"
         );
     }
