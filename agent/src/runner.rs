@@ -2,6 +2,7 @@
 //! runner a task; it ends when the task left the view.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     sync::{Arc, Mutex},
 };
@@ -15,17 +16,18 @@ use model::{
     TaskId, TaskState,
     feed::{NodeView, TaskAssignment, TaskStatusUpdate},
     object::ContainerStatus,
+    spec::Protocol,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    drain,
     gateway::GatewayPool,
     netns::{Netns, NetnsError},
     network::{self, NetworkPaths, NetworkRecord},
     ports::PortHolder,
+    serving,
 };
 
 /// Where each task's resolver listens (Docker's address).
@@ -272,8 +274,42 @@ impl Runner {
             .start(self.task.id)
             .await
             .map_err(refusal)?;
+        self.come_to_serve().await;
         self.report_running(started.pid, record).await;
         Ok(Some(resolver))
+    }
+
+    /// With RUNNING come new connections, and a process that does not listen yet would refuse them.
+    async fn come_to_serve(&self) {
+        let (ports, Ok(netns)) = (self.served_ports(), self.netns()) else {
+            return;
+        };
+        if ports.is_empty() {
+            return;
+        }
+        let mut desired = self.desired.clone();
+        tokio::select! {
+            missing = serving::listens(&netns, &ports) => if missing > 0 {
+                warn!(task.id = %self.task.id, task.ports = ?ports,
+                    "the task does not listen on each of its published ports; some connections fail");
+            },
+            _ = self.context.executor.wait(self.task.id) => {}
+            _ = desired.wait_for(|desired| desired.asks_to_stop()) => {}
+        }
+    }
+
+    /// The task's TCP ports that are published, by all nodes or by this one.
+    fn served_ports(&self) -> BTreeSet<u16> {
+        let view = self.context.view.borrow();
+        let service = view.services.get(&self.task.service);
+        let by_all = service.iter().flat_map(|service| &service.ports);
+        let by_all = by_all.map(|port| (port.protocol, port.target));
+        let here = self.task.host_ports.iter();
+        let here = here.map(|port| (port.protocol, port.target));
+        let tcp = by_all
+            .chain(here)
+            .filter(|(protocol, _)| *protocol == Protocol::Tcp);
+        tcp.map(|(_, target)| target).collect()
     }
 
     /// An agent that died right after the start may not have been heard.
@@ -311,7 +347,7 @@ impl Runner {
         };
         // With the report the endpoint goes from everybody's tables, and the namespace after it.
         if let Ok(netns) = self.netns() {
-            drain::last_bytes_leave(&netns).await;
+            serving::last_bytes_leave(&netns).await;
         }
         match exit {
             Ok(exit) => self.report_exit(&exit).await,
@@ -334,7 +370,7 @@ impl Runner {
         let Ok(netns) = self.netns() else {
             return;
         };
-        let open = drain::connections_end(&netns).await;
+        let open = serving::connections_end(&netns).await;
         if open > 0 {
             info!(task.id = %self.task.id, task.connections = open, "stopped with open connections");
         }

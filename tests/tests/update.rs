@@ -234,3 +234,24 @@ fn removed_service_and_network_leave_nothing() -> Result<()> {
     ensure!(closed.is_err(), "8080 still answers: {closed:?}");
     Ok(())
 }
+
+/// A process that is there, and does not listen yet, is no backend.
+#[test]
+fn task_runs_once_it_listens_on_its_published_port() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let file = cluster.dir().join("began");
+    let (began, whoami) = (file.display(), cluster.whoami());
+    let slow = format!("sleep 1; date -u +%FT%T.%N > {began}; exec {whoami} 80");
+    let create = ["service", "create", "--detach", "--name", "slow"];
+    let rest = ["--publish", "8080:80", "--", "/bin/sh", "-c", &slow];
+    cluster.node(1).cli(&[&create[..], &rest].concat())?;
+    let task = cluster.wait_running("slow", 1)?.remove(0);
+    let inspect = ["inspect", "--type", "task", "--format"];
+    let format = ["{{json .Status.Timestamp}}", &task.id];
+    let running = cluster.node(1).docker(&[&inspect[..], &format].concat())?;
+    let began = fs::read_to_string(&file).context("it runs before it began to serve")?;
+    // Down to the millisecond: what follows is of different length.
+    let (running, began) = (&running.trim().trim_matches('"')[..23], &began[..23]);
+    ensure!(running >= began, "it runs since {running}, served {began}");
+    Ok(())
+}

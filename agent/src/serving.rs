@@ -1,5 +1,5 @@
-//! The end of a task's connections before its stop: by then every node knows that it drains, so no
-//! new ones come.
+//! What a task's sockets tell: that it has come to serve, that its connections have ended, that its last
+//! bytes have left.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -7,14 +7,16 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::netns::Netns;
 
+/// How long a process may take to listen.
+pub const LISTEN_MAX: Duration = Duration::from_secs(10);
 /// How long a stop waits for connections that stay open.
 pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// How long the kernel may take to deliver what an ended task had sent.
 pub const LAST_BYTES_MAX: Duration = Duration::from_secs(2);
-/// Between two looks, ...
+/// Between the first two looks, and twice as long between the next ones, ...
 const LOOK: Duration = Duration::from_millis(20);
-/// ... and at least so many times what the last one cost: the kernel walks its whole table of sockets,
-/// those of all namespaces, which takes ten milliseconds and more.
+/// ... up to so many times what a look costs: the kernel walks its whole table of sockets, those of all
+/// namespaces, which takes ten milliseconds and more.
 const LOOK_COSTS: u32 = 20;
 
 /// States of `/proc/net/tcp` in which a peer is owed something (`include/net/tcp_states.h`).
@@ -26,7 +28,13 @@ const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
+/// Waits until the task listens on each of `ports`, or for [`LISTEN_MAX`]. Gives how many it does not.
+pub async fn listens(netns: &Netns, ports: &BTreeSet<u16>) -> usize {
+    none_left(netns, LISTEN_MAX, |table| count_missing(table, ports)).await
+}
+
 /// Waits until no connection to a port on which the task listens is open, or for [`DRAIN_MAX`].
+/// By then every node knows that it drains, so no new ones come.
 /// Returns how many were open at the end. Connections that the task opened itself do not count.
 pub async fn connections_end(netns: &Netns) -> usize {
     none_left(netns, DRAIN_MAX, count_served).await
@@ -38,8 +46,9 @@ pub async fn last_bytes_leave(netns: &Netns) {
     none_left(netns, LAST_BYTES_MAX, count_unacknowledged).await;
 }
 
-async fn none_left(netns: &Netns, time: Duration, count: fn(&str) -> usize) -> usize {
+async fn none_left(netns: &Netns, time: Duration, count: impl Fn(&str) -> usize) -> usize {
     let deadline = Instant::now() + time;
+    let mut pause = LOOK;
     loop {
         let sockets = sockets(netns);
         let left = sockets.as_ref().map_or(0, |seen| count(&seen.table));
@@ -48,7 +57,8 @@ async fn none_left(netns: &Netns, time: Duration, count: fn(&str) -> usize) -> u
             return left;
         }
         let cost = sockets.map_or(Duration::ZERO, |seen| seen.cost);
-        sleep_until(deadline.min(now + LOOK.max(cost * LOOK_COSTS))).await;
+        sleep_until(deadline.min(now + pause)).await;
+        pause = (pause * 2).min(LOOK.max(cost * LOOK_COSTS));
     }
 }
 
@@ -83,6 +93,13 @@ fn thread_time() -> Duration {
     let got = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     assert_eq!(got, 0, "every thread has this clock");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn count_missing(table: &str, ports: &BTreeSet<u16>) -> usize {
+    let sockets = table.lines().filter_map(parse);
+    let listening = sockets.filter(|(_, state)| *state == LISTEN);
+    let listening: BTreeSet<_> = listening.map(|(port, _)| port).collect();
+    ports.difference(&listening).count()
 }
 
 fn count_served(table: &str) -> usize {
@@ -149,6 +166,16 @@ mod tests {
    3: 020012AC:0050 644DA8C0:9C43 06 00000000:00000000 00:00000000 00000000     0
 ";
         assert_eq!(count_unacknowledged(table), 2);
+    }
+
+    #[test]
+    fn only_ports_with_a_listener_are_there() {
+        let table = "\
+   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0
+   1: 020012AC:0051 644DA8C0:9C40 01 00000000:00000000 00:00000000 00000000     0
+";
+        assert_eq!(count_missing(table, &BTreeSet::from([80])), 0);
+        assert_eq!(count_missing(table, &BTreeSet::from([80, 81, 82])), 2);
     }
 
     #[test]
