@@ -173,7 +173,10 @@ impl Conversation {
     /// # Errors
     /// When the connection is broken.
     pub fn send(&mut self, words: &str) -> Result<()> {
-        Ok(writeln!(self.reader.get_mut(), "{words}")?)
+        Ok(self
+            .reader
+            .get_mut()
+            .write_all(format!("{words}\n").as_bytes())?)
     }
 
     /// The answer to [`Self::send`].

@@ -16,6 +16,8 @@ use crate::{Conversation, Heard};
 
 /// A thread writes to all of its streams, then reads from all of them.
 const STREAMS_PER_THREAD: usize = 50;
+/// Requests that come within a deadline.
+const STEP: u64 = 1_000;
 /// Failures that are kept to be told.
 const TOLD_MAX: usize = 5;
 
@@ -108,13 +110,24 @@ impl Load {
     /// # Errors
     /// At the deadline, and as soon as something failed.
     pub fn go_on(&self, requests: u64) -> Result<()> {
-        let asked = self.requests() + requests;
         // A round may be under way: the one after it begins and ends from here on.
         let rounds: Vec<_> = self.rounds().map(|round| round + 2).collect();
+        let went_on = || self.rounds().zip(&rounds).all(|(now, then)| now >= *then);
+        self.wait_until(went_on)?;
+        // A step at a time, so that however many there are, each has all the patience.
+        let mut left = requests;
+        while left > 0 {
+            let step = left.min(STEP);
+            let asked = self.requests() + step;
+            self.wait_until(|| self.requests() >= asked)?;
+            left -= step;
+        }
+        Ok(())
+    }
+
+    fn wait_until(&self, is_so: impl Fn() -> bool) -> Result<()> {
         wait_for("the load to go on", || {
-            let went_on = self.rounds().zip(&rounds).all(|(now, then)| now >= *then);
-            let goes_on = self.requests() >= asked && went_on;
-            Ok((self.tally.has_failed() || goes_on).then_some(()))
+            Ok((self.tally.has_failed() || is_so()).then_some(()))
         })?;
         self.tally.check()
     }
@@ -210,7 +223,12 @@ fn stream(
             .map(|stream| stream.send(WORDS))
             .collect();
         for (mut stream, sent) in streams.drain(..).zip(sent) {
-            let stream = match sent.and_then(|()| stream.hear(WORDS)) {
+            let heard = match (sent, stream.hear(WORDS)) {
+                // It had come before, and the line was not taken up.
+                (_, Ok(Heard::Goodbye)) => Ok(Heard::Goodbye),
+                (sent, heard) => sent.and(heard),
+            };
+            let stream = match heard {
                 Ok(Heard::Echo) => {
                     tally.echoes.fetch_add(1, Ordering::Relaxed);
                     Ok(stream)

@@ -15,8 +15,6 @@ use swarmnet_tests::{Cluster, Load, LoadSpec, Task};
 const REQUESTS_PER_CHANGE: u64 = 1_000;
 /// A thousand streams in all.
 const STREAMS_PER_ENTRY: usize = 334;
-/// While tasks are replaced, too, two cores have enough to do with fewer.
-const STREAMS_PER_ENTRY_FEW: usize = 40;
 
 /// A trial has the machine for itself: two of them starve each other.
 static TURN: Mutex<()> = Mutex::new(());
@@ -31,7 +29,7 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(streams: usize, changes: u64) -> Result<Self> {
+    fn new(changes: u64) -> Result<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let cluster = Cluster::new()?;
         // A client that closes first keeps the port for a minute; a thousand a second wear them out.
@@ -39,7 +37,10 @@ impl Trial {
         cluster.client().run("sysctl", &reuse)?;
         let tasks = cluster.serve("web", 3, &["--publish", "8080:80"])?;
         cluster.settle()?;
-        let spec = LoadSpec { streams, askers: 2 };
+        let spec = LoadSpec {
+            streams: STREAMS_PER_ENTRY,
+            askers: 2,
+        };
         let load = Load::start(cluster.client(), &cluster.entries(8080)?, spec)?;
         let wanted = std::env::var("SWARMNET_LOSS_REQUESTS").ok();
         let wanted = wanted.map(|wanted| wanted.parse::<u64>()).transpose()?;
@@ -126,7 +127,7 @@ impl Trial {
 
 #[test]
 fn nothing_is_lost_while_the_service_changes() -> Result<()> {
-    let mut trial = Trial::new(STREAMS_PER_ENTRY_FEW, 7)?;
+    let mut trial = Trial::new(7)?;
     trial.change("scale up", |trial| trial.scale(6))?;
     trial.change("scale down", |trial| trial.scale(3))?;
     trial.change("start-first", |trial| trial.replace("start-first"))?;
@@ -146,7 +147,7 @@ fn nothing_is_lost_while_the_service_changes() -> Result<()> {
 
 #[test]
 fn nothing_is_lost_while_agents_are_killed_upgraded_and_downgraded() -> Result<()> {
-    let mut trial = Trial::new(STREAMS_PER_ENTRY, 3)?;
+    let mut trial = Trial::new(3)?;
     trial.change("kill", |trial| trial.restart_agents(None, true))?;
     let another = Cluster::another_layout()?;
     let usual = another.with_file_name("swarmnet");
