@@ -11,7 +11,9 @@ pub const ETH_LEN: usize = 14;
 /// Without options.
 pub const IPV4_LEN: usize = 20;
 /// The longest headers that are parsed: Ethernet, IPv4 with all options, TCP without options.
-pub const HEADERS_MAX: u32 = 14 + 60 + 20;
+pub const HEADERS_MAX: u32 = 14 + 60 + TCP_LEN;
+/// Without options.
+pub const TCP_LEN: u32 = 20;
 
 pub const ETHERTYPE_IPV4: Be16 = Be16::from_host(0x0800);
 pub const ETHERTYPE_ARP: Be16 = Be16::from_host(0x0806);

@@ -17,7 +17,7 @@ use dataplane_abi::{Be16, Be32, DropReason, ProgramId};
 use crate::{
     checksum::Sum,
     count::{self, Volume},
-    packet::{Bytes, ETH_LEN, HEADERS_MAX, Mac, PROTO_UDP, Packet},
+    packet::{Bytes, ETH_LEN, HEADERS_MAX, Mac, PROTO_UDP, Packet, TCP_LEN},
 };
 
 /// A verdict of a tc program: `TC_ACT_*`.
@@ -110,15 +110,25 @@ impl Skb {
     #[inline(always)]
     pub fn bytes(self) -> Bytes {
         let bytes = self.linear_bytes();
-        let linear = bytes.end - bytes.start;
+        let linear = (bytes.end - bytes.start) as u32;
         // SAFETY: the context is valid while the program runs.
         let len = unsafe { (*self.0).len };
-        if linear >= HEADERS_MAX as usize || linear >= len as usize {
+        if linear >= HEADERS_MAX || linear >= len {
+            return bytes;
+        }
+        // A byte of payload among the headers is too much: where GRO makes such packets one, and that
+        // leaves by a device which cannot send it whole, Linux 6.1 panics ("kernel BUG" in
+        // `skb_segment`).
+        let headers = match bytes.read::<u8>(ETH_LEN) {
+            Ok(version_ihl) => ETH_LEN as u32 + u32::from(version_ihl & 0xf) * 4 + TCP_LEN,
+            Err(_) => HEADERS_MAX,
+        };
+        if linear >= headers {
             return bytes;
         }
         // The device left (part of) the headers in pages. A failure shows as truncation.
         // SAFETY: as above.
-        unsafe { bpf_skb_pull_data(self.0, if len < HEADERS_MAX { len } else { HEADERS_MAX }) };
+        unsafe { bpf_skb_pull_data(self.0, if len < headers { len } else { headers }) };
         self.linear_bytes()
     }
 
