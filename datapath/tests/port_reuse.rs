@@ -55,21 +55,6 @@ fn open(client: &Namespace, to: SocketAddr) -> Vec<TcpStream> {
 }
 
 #[track_caller]
-fn connect_when_free(client: &Namespace, port: u16, to: SocketAddr) -> TcpStream {
-    let deadline = Instant::now() + patience();
-    loop {
-        match connect_from(client, port, to) {
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrNotAvailable && Instant::now() < deadline =>
-            {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            outcome => return outcome.unwrap_or_else(|error| panic!("port {port}: {error}")),
-        }
-    }
-}
-
-#[track_caller]
 fn wait_for_time_wait(namespace: &Namespace) {
     let deadline = Instant::now() + patience();
     loop {

@@ -437,6 +437,7 @@ impl WordServer {
         let path = namespace.path();
         thread::spawn(move || {
             unshare(CloneFlags::CLONE_FILES).unwrap();
+            close_all_but(stopped.as_raw_fd());
             let listener = run_inside(&path, || TcpListener::bind(bind)).unwrap();
             listens.send(()).unwrap();
             Self::serve(&listener, &stopped).unwrap();
@@ -488,6 +489,15 @@ impl WordServer {
     }
 }
 
+/// Of a thread with descriptors of its own: those that it inherited would keep others' sockets open.
+fn close_all_but(kept: RawFd) {
+    let kept = kept as u32;
+    for (first, last) in [(3, kept - 1), (kept + 1, u32::MAX)] {
+        // SAFETY: no pointers; nothing here uses the descriptors. An empty range fails, and is one.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+}
+
 impl Drop for WordServer {
     fn drop(&mut self) {
         // It may have failed before.
@@ -535,6 +545,22 @@ pub fn connect_from(namespace: &Namespace, port: u16, to: SocketAddr) -> io::Res
         nix::Result::Ok(socket)
     })?;
     Ok(socket.into())
+}
+
+/// As [`connect_from`], once the caller's kernel lets it: an earlier connection may be about to end.
+#[track_caller]
+pub fn connect_when_free(client: &Namespace, port: u16, to: SocketAddr) -> TcpStream {
+    let deadline = Instant::now() + patience();
+    loop {
+        match connect_from(client, port, to) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrNotAvailable && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome.unwrap_or_else(|error| panic!("port {port}: {error}")),
+        }
+    }
 }
 
 /// A connection made inside of `namespace`.
