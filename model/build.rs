@@ -57,13 +57,19 @@ const SERVICES: &[Calls] = &[
     },
     Calls {
         name: "Membership",
-        comment: "Joining and leaving the cluster.",
+        comment: "Joining and leaving the cluster and its managers.",
         calls: &[
             unary(
                 "join",
                 "Join",
                 "crate::rpc::JoinRequest",
                 "crate::rpc::JoinResponse",
+            ),
+            unary(
+                "enrol",
+                "Enrol",
+                "crate::rpc::EnrolRequest",
+                "crate::rpc::EnrolResponse",
             ),
             unary(
                 "leave",
@@ -83,6 +89,26 @@ const SERVICES: &[Calls] = &[
             output: "crate::feed::ManagerMessage",
             streams: true,
         }],
+    },
+    Calls {
+        name: "Raft",
+        comment: "Calls between the managers of the Raft group.",
+        calls: &[unary(
+            "call",
+            "Call",
+            "crate::rpc::RaftMessage",
+            "crate::rpc::RaftMessage",
+        )],
+    },
+    Calls {
+        name: "Api",
+        comment: "Requests of the Docker API that another manager received.",
+        calls: &[unary(
+            "forward",
+            "Forward",
+            "crate::rpc::ApiRequest",
+            "crate::rpc::ApiResponse",
+        )],
     },
 ];
 

@@ -24,6 +24,7 @@ pub(crate) const QUEUE_LEN: usize = 1024;
 /// A running agent.
 pub struct Agent {
     commands: mpsc::Sender<Command>,
+    applied: watch::Receiver<Applied>,
     cancel: CancellationToken,
     core: JoinHandle<()>,
     session: JoinHandle<()>,
@@ -47,6 +48,7 @@ impl Agent {
         let view_file = ViewFile::new(&config.state_dir);
         let knows_the_cluster = view_file.exists();
         let applied = watch::Sender::new(Applied::new(Arc::new(view_file.load()?)));
+        let shown = applied.subscribe();
         let session = Session {
             credentials: credentials.clone(),
             tls,
@@ -71,10 +73,16 @@ impl Agent {
         };
         Ok(Self {
             commands,
+            applied: shown,
             core: tokio::spawn(core.run(command_inbox, event_inbox)),
             session,
             cancel,
         })
+    }
+
+    /// What the managers last told this node and the kernel has, whenever it changes.
+    pub fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.clone()
     }
 
     /// The rows of one `swarmnet inspect` table, as this node's kernel and agent have them.

@@ -25,3 +25,4 @@ mod view_file;
 
 pub use agent::Agent;
 pub use config::{AgentConfig, Credentials};
+pub use session::Applied;

@@ -1,5 +1,7 @@
-//! The session with a manager: one stream each way. It carries the view here, and acknowledgements,
-//! task statuses and heartbeats back. A lost session is begun again with what the agent holds.
+//! The session with the leader: one stream each way. It carries the view here, and
+//! acknowledgements, task statuses and heartbeats back. A lost session is begun again with what the
+//! agent holds, at whichever manager leads by then: any manager names the leader, and the view
+//! names the managers.
 
 use std::{net::SocketAddrV4, sync::Arc, time::Duration};
 
@@ -10,7 +12,7 @@ use model::{
     NodeId, Version,
     feed::{AgentMessage, Hello, ManagerMessage, NodeView, Pin, Update},
     object::NodeDescription,
-    rpc::DispatcherClient,
+    rpc::{DispatcherClient, leader_named},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,7 +25,8 @@ use crate::config::Credentials;
 /// Of heartbeats, until the manager names a period.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(8);
+/// Leaders change within seconds, and a node must be heard of before its grace is over.
+const RETRY_MAX: Duration = Duration::from_secs(3);
 /// Messages that wait for the stream; senders wait when it is full.
 const OUTBOX_LEN: usize = 256;
 
@@ -94,6 +97,20 @@ fn because(status: &Status) -> String {
     net::refused_certificate(status).unwrap_or_else(|| status.message().to_owned())
 }
 
+impl SessionError {
+    /// The manager to ask instead.
+    fn leader(&self) -> Option<SocketAddrV4> {
+        match self {
+            Self::Refused(_, status) | Self::Lost(_, status) => leader_named(status),
+            Self::Connect(_)
+            | Self::Ended(_)
+            | Self::Expired(_)
+            | Self::Renewed
+            | Self::Stopping => None,
+        }
+    }
+}
+
 impl Session {
     /// Keeps a session until cancelled, with a growing pause between tries.
     pub async fn run(mut self) {
@@ -104,9 +121,14 @@ impl Session {
             .without_max_times();
         let mut pauses = builder.build();
         let mut next_manager = 0;
+        let mut named = None;
         loop {
-            let manager = self.credentials.managers[next_manager % self.credentials.managers.len()];
-            next_manager += 1;
+            let managers = self.managers();
+            let was_named = named.is_some();
+            let manager = named.take().unwrap_or_else(|| {
+                next_manager += 1;
+                managers[next_manager % managers.len()]
+            });
             let cancel = self.cancel.clone();
             let (served, outcome) = tokio::select! {
                 biased;
@@ -116,6 +138,12 @@ impl Session {
             if served {
                 pauses = builder.build();
             }
+            // One that was named and names another is asked after a pause: they may be of two minds.
+            named = outcome.leader();
+            if named.is_some() && !was_named {
+                debug!(manager.addr = %manager, "{outcome}");
+                continue;
+            }
             warn!(manager.addr = %manager, "{outcome}");
             let pause = pauses.next().unwrap_or(RETRY_MAX);
             tokio::select! {
@@ -124,6 +152,19 @@ impl Session {
                 () = tokio::time::sleep(pause) => {}
             }
         }
+    }
+
+    /// Where managers may be: first those of the view, then those that the node joined by.
+    fn managers(&self) -> Vec<SocketAddrV4> {
+        let view = self.applied.borrow().view.clone();
+        let cluster = view.cluster.as_ref();
+        let mut managers = cluster.map_or_else(Vec::new, |cluster| cluster.managers.clone());
+        for addr in &self.credentials.managers {
+            if !managers.contains(addr) {
+                managers.push(*addr);
+            }
+        }
+        managers
     }
 
     /// One session, to its end. Says whether it was welcomed, and why it ended.

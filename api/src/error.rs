@@ -71,6 +71,7 @@ impl From<OpError> for ApiError {
             OpError::AlreadyExists(_) => StatusCode::CONFLICT,
             OpError::InvalidArgument(_) | OpError::FailedPrecondition(_) => StatusCode::BAD_REQUEST,
             OpError::Unimplemented(_) => StatusCode::NOT_IMPLEMENTED,
+            OpError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             OpError::OutOfSequence | OpError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, err.to_string())

@@ -23,6 +23,6 @@ pub use local_node::{
     Host, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus, MemberState, ParseHostError,
     PortUser, Remote, RemoteManager,
 };
-pub use routes::{WRONG_KEY, router};
+pub use routes::{Answers, WRONG_KEY, router};
 pub use server::serve;
 pub use version::{ApiVersion, MAX as API_VERSION_MAX, MIN as API_VERSION_MIN};

@@ -21,6 +21,13 @@ pub trait LocalNode: Send + Sync + 'static {
     /// none.
     async fn init(&self, request: InitRequest) -> Result<NodeId, ApiError>;
 
+    /// Makes the manager of this node the only one of its cluster, with the state that it has, after
+    /// the others were lost. It is known by `advertise` from then on, if that is named.
+    ///
+    /// # Errors
+    /// When no manager has run here.
+    async fn force_new_cluster(&self, advertise: Option<HostPort>) -> Result<NodeId, ApiError>;
+
     /// Joins a cluster, and returns once the managers know this node. Called only when the node
     /// is in none.
     async fn join(&self, params: JoinParams) -> Result<(), ApiError>;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use ca::{Identity, Peer};
 use jiff::Timestamp;
 use model::{
-    NodeId,
+    ClusterId, NodeId,
     object::{Cluster, Revocation, Revoked},
     rpc::Rpc,
+    spec::NodeRole,
 };
 use net::Gatekeeper;
 use store::{State, Store};
@@ -22,24 +23,38 @@ enum Rule {
     Anyone,
     /// Nodes of the cluster.
     Member,
+    /// Those of them that are managers, also before this one has the cluster's state.
+    Manager,
 }
 
 /// Each call's rule. A new call does not compile without one.
 const fn rule(rpc: Rpc) -> Rule {
     match rpc {
         Rpc::AuthorityRoot | Rpc::MembershipJoin => Rule::Anyone,
-        Rpc::AuthorityRenew | Rpc::MembershipLeave | Rpc::DispatcherSession => Rule::Member,
+        Rpc::AuthorityRenew
+        | Rpc::MembershipEnrol
+        | Rpc::MembershipLeave
+        | Rpc::DispatcherSession => Rule::Member,
+        Rpc::RaftCall | Rpc::ApiForward => Rule::Manager,
     }
 }
 
 /// Applies the rules to what comes in.
 pub(crate) struct Access {
     pub(crate) store: Store,
+    /// Its own, by its certificate.
+    pub(crate) cluster: ClusterId,
 }
 
 impl Gatekeeper for Access {
     fn admit(&self, rpc: Rpc, peer: &Peer) -> Result<(), Status> {
-        let admitted = admit(rpc, peer, &self.store.state(), Timestamp::now());
+        let admitted = admit(
+            rpc,
+            peer,
+            self.cluster,
+            &self.store.state(),
+            Timestamp::now(),
+        );
         if let Err(status) = &admitted {
             info!(peer.addr = %peer.addr, rpc.path = rpc.path(), reason = status.message(),
                 "call refused");
@@ -48,7 +63,13 @@ impl Gatekeeper for Access {
     }
 }
 
-fn admit(rpc: Rpc, peer: &Peer, state: &State, now: Timestamp) -> Result<(), Status> {
+fn admit(
+    rpc: Rpc,
+    peer: &Peer,
+    own: ClusterId,
+    state: &State,
+    now: Timestamp,
+) -> Result<(), Status> {
     match rule(rpc) {
         Rule::Anyone => Ok(()),
         Rule::Member => {
@@ -56,7 +77,36 @@ fn admit(rpc: Rpc, peer: &Peer, state: &State, now: Timestamp) -> Result<(), Sta
             is_current(identity, now)?;
             is_member(identity, state)
         }
+        Rule::Manager => {
+            let identity = peer.identity.as_deref().ok_or_else(nobody)?;
+            is_current(identity, now)?;
+            is_manager(identity, own, state)
+        }
     }
+}
+
+/// Whether the node is a manager of the cluster `own`. A state that is old, or not there yet, does
+/// not know of all managers, but never has what was revoked wrong for longer than it is old.
+fn is_manager(identity: &Identity, own: ClusterId, state: &State) -> Result<(), Status> {
+    let Identity { node, cluster, .. } = identity;
+    if *cluster != own {
+        return Err(Status::permission_denied(format!(
+            "node {node} belongs to swarm {cluster}, not to this one"
+        )));
+    }
+    let revocation = state
+        .cluster()
+        .and_then(|cluster| cluster.revoked.get(node));
+    let is_void = revocation.is_some_and(|revocation| match revocation.of {
+        Revoked::Membership => true,
+        Revoked::Manager => identity.issued_at <= revocation.at,
+    });
+    if identity.role == NodeRole::Manager && !is_void {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!(
+        "node {node} is no manager, and only managers may call this"
+    )))
 }
 
 /// A connection may outlive the certificate that it was made with.
@@ -127,7 +177,6 @@ pub(crate) fn caller<T>(request: &Request<T>) -> Result<Arc<Identity>, Status> {
 #[cfg(test)]
 mod tests {
     use jiff::SignedDuration;
-    use model::{ClusterId, spec::NodeRole};
     use store::Transaction;
     use tonic::Code;
 
@@ -165,8 +214,10 @@ mod tests {
         let identity = certificate(&cluster, node.id);
         let call = Rpc::DispatcherSession;
         let member = peer(Some(identity.clone()));
-        let code =
-            |peer: &Peer, state: &State, at| admit(call, peer, state, at).map_err(|s| s.code());
+        let own = cluster.id;
+        let code = |peer: &Peer, state: &State, at| {
+            admit(call, peer, own, state, at).map_err(|s| s.code())
+        };
 
         let nothing = State::default();
         assert_eq!(code(&member, &nothing, epoch()), Err(Code::Unavailable));

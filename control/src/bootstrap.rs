@@ -11,7 +11,10 @@ use ca::{CaError, NodeCertificate, NodeKey, NodeTls, Request, Roots};
 use jiff::Timestamp;
 use model::{
     ClusterId, NodeId,
-    object::{Cluster, DataPathConfig, Meta, Node, NodeDescription, NodeState, NodeStatus, RootCa},
+    object::{
+        Cluster, DataPathConfig, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
+        RaftId, RootCa,
+    },
     rpc::Certified,
     spec::{Availability, ClusterSpec, NodeRole, NodeSpec},
 };
@@ -67,11 +70,12 @@ pub enum BootstrapError {
     Ingress(#[from] AllocateError),
 }
 
-/// Writes a new cluster. `port` is where the manager listens.
+/// Writes a new cluster. `port` is where the manager listens, `raft` its name.
 pub(crate) fn create(
     tx: &mut Transaction,
     options: &InitOptions,
     port: u16,
+    raft: RaftId,
 ) -> Result<NodeCredentials, BootstrapError> {
     if tx.state().cluster().is_some() {
         return Err(BootstrapError::AlreadyInitialised);
@@ -81,7 +85,7 @@ pub(crate) fn create(
         return Err(BootstrapError::Heartbeat(heartbeat));
     }
     let cluster = cluster(tx.now(), options, ca::new_root(tx.now())?)?;
-    let node = first_node(tx.now(), options, port);
+    let node = first_node(tx.now(), options, port, raft);
     let credentials = NodeCredentials {
         node: node.id,
         cluster: cluster.id,
@@ -93,6 +97,24 @@ pub(crate) fn create(
     tx.put(node).expect("a new id has no older version");
     create_ingress(tx)?;
     Ok(credentials)
+}
+
+/// Makes the node `own` the only manager, in a cluster that lost the others.
+pub(crate) fn reset_managers(tx: &mut Transaction, own: NodeId, raft: RaftId, addr: SocketAddrV4) {
+    let nodes: Vec<Node> = tx.state().nodes().map(|node| Node::clone(node)).collect();
+    for stored in nodes {
+        let mut node = stored.clone();
+        if node.id == own {
+            node.spec.role = NodeRole::Manager;
+            node.manager = Some(ManagerStatus { raft, addr });
+        } else {
+            node.spec.role = NodeRole::Worker;
+            node.manager = None;
+        }
+        if node != stored {
+            tx.put(node).expect("it was read in this transaction");
+        }
+    }
 }
 
 fn cluster(now: Timestamp, options: &InitOptions, ca: RootCa) -> Result<Cluster, CaError> {
@@ -127,7 +149,7 @@ fn first_certificate(
     NodeCertificate::new(key, &chain_pem, Roots::from_pem(&roots_pem)?)
 }
 
-fn first_node(now: Timestamp, options: &InitOptions, port: u16) -> Node {
+fn first_node(now: Timestamp, options: &InitOptions, port: u16, raft: RaftId) -> Node {
     let addr = options.advertise_addr;
     Node {
         id: NodeId::generate(),
@@ -145,10 +167,10 @@ fn first_node(now: Timestamp, options: &InitOptions, port: u16) -> Node {
         },
         issuer: None,
         vtep: options.data_path_addr.unwrap_or(addr),
-        manager_addr: Some(SocketAddrV4::new(
-            addr,
-            options.advertise_port.unwrap_or(port),
-        )),
+        manager: Some(ManagerStatus {
+            raft,
+            addr: SocketAddrV4::new(addr, options.advertise_port.unwrap_or(port)),
+        }),
     }
 }
 
@@ -181,7 +203,7 @@ mod tests {
     #[test]
     fn a_new_cluster_has_all_that_nodes_need_to_join() {
         let mut tx = transaction();
-        let credentials = create(&mut tx, &options(), 2377).unwrap();
+        let credentials = create(&mut tx, &options(), 2377, RaftId(1)).unwrap();
         let state = tx.state();
         let cluster = state.cluster().unwrap();
         assert_eq!(credentials.cluster, cluster.id);
@@ -197,7 +219,7 @@ mod tests {
         let node = state.node(credentials.node).unwrap();
         assert_eq!(node.spec.role, NodeRole::Manager);
         assert_eq!(node.vtep, Ipv4Addr::new(192, 0, 2, 1));
-        assert_eq!(node.manager_addr.unwrap().to_string(), "192.0.2.1:2377");
+        assert_eq!(node.manager.unwrap().addr.to_string(), "192.0.2.1:2377");
         assert_eq!(
             state.network_by_name("ingress").unwrap().vni,
             model::Vni::MESH
@@ -219,13 +241,13 @@ mod tests {
     #[test]
     fn a_second_cluster_and_a_heartbeat_of_nothing_are_refused() {
         let mut tx = transaction();
-        create(&mut tx, &options(), 2377).unwrap();
-        let refused = create(&mut tx, &options(), 2377).unwrap_err();
+        create(&mut tx, &options(), 2377, RaftId(1)).unwrap();
+        let refused = create(&mut tx, &options(), 2377, RaftId(1)).unwrap_err();
         assert!(matches!(refused, BootstrapError::AlreadyInitialised));
 
         let mut options = options();
         options.spec.dispatcher_heartbeat = Duration::ZERO;
-        let refused = create(&mut transaction(), &options, 2377).unwrap_err();
+        let refused = create(&mut transaction(), &options, 2377, RaftId(1)).unwrap_err();
         assert!(matches!(refused, BootstrapError::Heartbeat(_)));
     }
 }

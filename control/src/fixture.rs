@@ -41,7 +41,7 @@ pub fn node(hostname: &str) -> Node {
         },
         issuer: None,
         vtep: addr,
-        manager_addr: None,
+        manager: None,
     }
 }
 

@@ -9,13 +9,17 @@ mod dispatcher;
 mod drain;
 #[cfg(test)]
 mod fixture;
+mod forward;
 mod liveness;
 mod lock;
 mod manager;
+mod members;
 mod membership;
+mod office;
 pub mod ops;
 pub mod orchestrator;
 mod projection;
+mod raft;
 mod rotation;
 pub mod scheduler;
 #[cfg(test)]
@@ -25,4 +29,5 @@ mod sim_tests;
 pub mod stage;
 
 pub use bootstrap::{BootstrapError, InitOptions, NodeCredentials};
-pub use manager::{Manager, ManagerConfig, ManagerError};
+pub use forward::{ApiHandler, Forwarded};
+pub use manager::{Candidate, Manager, ManagerConfig, ManagerError, Reach};

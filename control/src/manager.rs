@@ -1,48 +1,79 @@
-//! A manager: the store, the loops that work on it, and the gRPC server for the other nodes.
+//! A manager: the store, its office when it leads, and the gRPC server for the other nodes.
 
-use std::{io, net::SocketAddr, panic::AssertUnwindSafe, path::PathBuf, sync::Arc, time::Duration};
-
-use ca::NodeTls;
-use futures::FutureExt;
-use model::{
-    Version,
-    inspect::NodeRow,
-    object::NodeState,
-    rpc::{AuthorityServer, Certified, DispatcherServer, MembershipServer},
+use std::{
+    io,
+    net::{SocketAddr, SocketAddrV4},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
-use store::{Store, StoreConfig, StoreError, WriteError};
+
+use ca::{Connector, NodeTls};
+use model::{
+    NodeId, Version,
+    inspect::NodeRow,
+    object::{NodeState, RaftId},
+    rpc::{
+        ApiRequest, ApiServer, AuthorityServer, Certified, DispatcherServer, EnrolRequest, MembershipClient,
+        MembershipServer, RaftServer, leader_named,
+    },
+};
+use store::{Standing, Start, Store, StoreConfig, StoreError, WriteError};
 use tokio::net::TcpListener;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
 use tonic::{Status, service::Routes};
-use tracing::{Instrument, error, error_span, info, warn};
+use tracing::{error, info, warn};
 use vault::UnlockKey;
 
 use crate::{
     access::Access,
     authority::{self, AuthorityService},
     bootstrap::{self, BootstrapError, InitOptions, NodeCredentials},
-    dispatcher::{self, DispatcherService, Hub},
-    liveness::Liveness,
+    dispatcher::DispatcherService,
+    forward::{self, ApiHandler, ApiService, Forwarded},
     lock,
     membership::MembershipService,
-    stage,
+    office::{self, Offices, STOP_WAIT},
+    raft::{GrpcTransport, RaftService},
 };
 
-/// For the loops and sessions to end when the manager stops.
-const STOP_WAIT: Duration = Duration::from_secs(5);
+/// Between attempts to become a manager.
+const ENROL_RETRY: Duration = Duration::from_millis(500);
+/// For one attempt, which waits for the log to be copied.
+const ENROL_WAIT: Duration = Duration::from_secs(30);
 
 /// Where a manager keeps its state and is reached.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ManagerConfig {
     /// Of the manager alone; made when missing.
     pub state_dir: PathBuf,
     /// For the other nodes. Port 0 asks for a free one.
     pub listen_addr: SocketAddr,
+    /// Answers the API's requests that other managers forward to this one.
+    pub api: Arc<dyn ApiHandler>,
     /// Opens what the manager keeps, where managers are locked.
     pub unlock: Option<UnlockKey>,
+}
+
+/// A member of the cluster that is to be a manager.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Its certificate is a manager's.
+    pub tls: NodeTls,
+    /// Where its manager is reached.
+    pub addr: SocketAddrV4,
+    /// Managers to ask; any will do.
+    pub managers: Vec<SocketAddrV4>,
+}
+
+/// What a manager of the cluster is to the others, as this one knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    pub leads: bool,
+    pub reachable: bool,
 }
 
 /// Why a manager does not start.
@@ -73,7 +104,7 @@ pub struct Manager {
 
 struct Inner {
     store: Store,
-    hub: Arc<Hub>,
+    offices: Offices,
     tls: NodeTls,
     local_addr: SocketAddr,
     tasks: TaskTracker,
@@ -101,16 +132,18 @@ impl Manager {
     ) -> Result<(Self, NodeCredentials), ManagerError> {
         let (listener, local_addr) = listen(config.listen_addr).await?;
         let advertised = init.advertise_port.unwrap_or(local_addr.port());
-        let advertised = SocketAddr::from((init.advertise_addr, advertised));
-        let store = open_store(&config, advertised).await?;
+        let addr = SocketAddr::from((init.advertise_addr, advertised));
+        let transport = Arc::new(GrpcTransport::default());
+        let store = open_store(&config, addr, Start::Found, transport.clone()).await?;
         let created = store
-            .write(|tx| bootstrap::create(tx, &init, local_addr.port()))
+            .write(|tx| bootstrap::create(tx, &init, local_addr.port(), store.id()))
             .await;
         match created {
             Ok((credentials, _)) => {
                 info!(cluster.id = %credentials.cluster, node.id = %credentials.node, "swarm made");
                 let tls = credentials.tls.clone();
-                let manager = Self::start(store, tls, listener, local_addr).await?;
+                transport.secure(tls.clone());
+                let manager = Self::start(store, tls, listener, config).await;
                 Ok((manager, credentials))
             }
             Err(error) => {
@@ -129,120 +162,109 @@ impl Manager {
     /// When the address is taken, the store cannot be opened, or it has no cluster.
     pub async fn open(config: ManagerConfig, tls: NodeTls) -> Result<Self, ManagerError> {
         let (listener, local_addr) = listen(config.listen_addr).await?;
-        let store = open_store(&config, local_addr).await?;
-        if store.state().cluster().is_none() {
+        let transport = GrpcTransport::secured(tls.clone());
+        let store = open_store(&config, local_addr, Start::Join, transport).await?;
+        if store.members().voters.is_empty() {
             store.shutdown().await;
             return Err(ManagerError::NoCluster(config.state_dir));
         }
-        Self::start(store, tls, listener, local_addr).await
+        Ok(Self::start(store, tls, listener, config).await)
     }
 
+    /// Starts a manager that has yet to learn the cluster from the others, and asks them until it
+    /// takes part. Use [`Manager::takes_part`] to wait for that.
+    ///
+    /// # Errors
+    /// When the address is taken or the store cannot be opened.
+    pub async fn join(config: ManagerConfig, candidate: Candidate) -> Result<Self, ManagerError> {
+        let (listener, _) = listen(config.listen_addr).await?;
+        let tls = candidate.tls.clone();
+        let transport = GrpcTransport::secured(tls.clone());
+        let store = open_store(&config, candidate.addr.into(), Start::Join, transport).await?;
+        let manager = Self::start(store, tls, listener, config).await;
+        let enrolling = enrol(manager.store().clone(), candidate);
+        let cancel = manager.inner.cancel.clone();
+        manager.inner.tasks.spawn(async move {
+            cancel.run_until_cancelled(enrolling).await;
+        });
+        Ok(manager)
+    }
+
+    /// Starts the manager of the node that has `tls` as the only one, on the state that it has. See
+    /// [`Store::force_new`]. All other managers become workers.
+    ///
+    /// # Errors
+    /// When there is no state, or as [`Manager::open`].
+    pub async fn force_new(
+        config: ManagerConfig,
+        tls: NodeTls,
+        advertised: SocketAddrV4,
+    ) -> Result<Self, ManagerError> {
+        let (listener, _) = listen(config.listen_addr).await?;
+        Store::force_new(
+            &config.state_dir,
+            advertised.into(),
+            config.unlock.as_ref(),
+        )
+        .await?;
+        let transport = GrpcTransport::secured(tls.clone());
+        let store = open_store(&config, advertised.into(), Start::Join, transport).await?;
+        let own = node_of(&tls);
+        let reset = store
+            .write(|tx| {
+                bootstrap::reset_managers(tx, own, store.id(), advertised);
+                Ok::<_, std::convert::Infallible>(())
+            })
+            .await;
+        if let Err(error) = reset {
+            store.shutdown().await;
+            return Err(ManagerError::Write(error.to_string()));
+        }
+        info!(node.id = %own, "this manager is the only one now");
+        Ok(Self::start(store, tls, listener, config).await)
+    }
+
+    /// One that leads already is in office when this returns.
     async fn start(
         store: Store,
         tls: NodeTls,
         listener: TcpListener,
-        local_addr: SocketAddr,
-    ) -> Result<Self, ManagerError> {
-        let liveness = Arc::new(Liveness::default());
-        if let Err(error) = liveness.start(&store).await {
-            store.shutdown().await;
-            return Err(ManagerError::Write(error.to_string()));
-        }
+        config: ManagerConfig,
+    ) -> Self {
         let cancel = CancellationToken::new();
-        let manager = Self {
-            inner: Arc::new(Inner {
-                store,
-                hub: Arc::default(),
-                tls,
-                local_addr,
-                tasks: TaskTracker::new(),
-                _cancel_on_drop: cancel.clone().drop_guard(),
-                cancel,
-            }),
-        };
-        manager.start_tasks(liveness, listener);
-        info!(listen.addr = %local_addr, "manager is ready");
-        Ok(manager)
-    }
-
-    /// Everything that runs in a manager, besides the store.
-    fn start_tasks(&self, liveness: Arc<Liveness>, listener: TcpListener) {
-        let Inner {
-            store,
-            hub,
-            tls,
-            cancel,
-            ..
-        } = &*self.inner;
-        let (sink, source) = dispatcher::status_sink();
-
-        self.spawn(
-            "rounds",
-            dispatcher::run_rounds(store.clone(), hub.clone(), cancel.clone()),
-        );
-        self.spawn(
-            "statuses",
-            dispatcher::run_statuses(store.clone(), source, cancel.clone()),
-        );
-        self.spawn("pipeline", stage::run(store.clone(), cancel.clone()));
-        self.spawn("lock", lock::run(store.clone(), cancel.clone()));
-        let on_down = {
-            let hub = hub.clone();
-            move |node| hub.end_session(node)
-        };
-        let watch = liveness.clone().run(store.clone(), on_down, cancel.clone());
-        self.spawn("liveness", watch);
-
-        let membership = MembershipService {
-            store: store.clone(),
-            hub: hub.clone(),
-            liveness: liveness.clone(),
-        };
-        let dispatcher = DispatcherService {
-            store: store.clone(),
-            hub: hub.clone(),
-            liveness,
-            statuses: sink,
-            cancel: cancel.clone(),
-            sessions: self.inner.tasks.clone(),
-        };
-        let authority = AuthorityService {
-            store: store.clone(),
-        };
-        let dispatcher = DispatcherServer::new(dispatcher)
-            .max_decoding_message_size(net::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(net::MESSAGE_BYTES_MAX);
-        let services = Routes::new(MembershipServer::new(membership))
-            .add_service(AuthorityServer::new(authority))
-            .add_service(dispatcher);
+        let tasks = TaskTracker::new();
+        let (offices, holding) = office::hold(store.clone(), node_of(&tls), cancel.clone());
+        office::spawn(&tasks, &cancel, "office", holding);
+        let local_addr = listener.local_addr().unwrap_or(config.listen_addr);
+        let services = services(&store, &offices, config.api);
         let access = Arc::new(Access {
             store: store.clone(),
+            cluster: tls.with(|own| own.identity().cluster),
         });
         let served = net::serve(listener, tls.clone(), access, services, cancel.clone());
-        self.spawn("server", async {
+        let serving = async {
             if let Err(error) = served.await {
                 error!(%error, "the server for other nodes failed");
             }
-        });
-    }
-
-    fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
-        let cancel = self.inner.cancel.clone();
-        let watched = async move {
-            if AssertUnwindSafe(work).catch_unwind().await.is_err() {
-                // The panic's message is out already. A manager without one of its loops would
-                // look healthy and do nothing; a restarted one resumes from the store, and the
-                // nodes' traffic does not depend on it.
-                error!("a loop of the manager panicked; the daemon ends");
-                std::process::abort();
-            }
-            if !cancel.is_cancelled() {
-                error!("a loop of the manager ended though the manager goes on");
-            }
         };
-        self.inner
-            .tasks
-            .spawn(watched.instrument(error_span!("manager", task = name)));
+        office::spawn(&tasks, &cancel, "server", serving);
+        let locking = lock::run(store.clone(), cancel.clone());
+        office::spawn(&tasks, &cancel, "lock", locking);
+        if store.standing().borrow().leads() {
+            offices.opened().await;
+        }
+        info!(listen.addr = %local_addr, raft.id = %store.id(), "manager is ready");
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                offices,
+                tls,
+                local_addr,
+                tasks,
+                _cancel_on_drop: cancel.clone().drop_guard(),
+                cancel,
+            }),
+        }
     }
 
     pub fn store(&self) -> &Store {
@@ -254,26 +276,65 @@ impl Manager {
         self.inner.local_addr
     }
 
+    /// Has the leader answer a request of the API, if that is another manager.
+    pub async fn forward(&self, request: &ApiRequest) -> Forwarded {
+        forward::forward(&self.inner.store, &self.inner.tls, request).await
+    }
+
+    /// Whether a manager leads, and can be reached from here.
+    pub fn reach(&self, id: RaftId) -> Reach {
+        let store = &self.inner.store;
+        let standing = store.standing().borrow().clone();
+        match standing {
+            Standing::Follows { leader, .. } => Reach {
+                leads: leader == id,
+                // Only the leader hears from all.
+                reachable: leader == id || store.id() == id,
+            },
+            standing => Reach {
+                leads: standing.leads() && store.id() == id,
+                reachable: store.is_reachable(id),
+            },
+        }
+    }
+
+    /// Waits until this manager has a vote and knows the cluster.
+    pub async fn takes_part(&self) {
+        let store = &self.inner.store;
+        let mut states = store.watch();
+        let mut look = tokio::time::interval(ENROL_RETRY);
+        while !store.members().voters.contains_key(&store.id())
+            || states.borrow_and_update().cluster().is_none()
+        {
+            look.tick().await;
+        }
+    }
+
     /// Signs for this manager's own node: it needs no certificate for that, so that a cluster whose
     /// managers were all away for longer than their certificates lived comes back by itself.
     ///
     /// # Errors
     /// A request that is none, or a node that is no member any more.
     pub fn certify(&self, request_pem: &str) -> Result<Certified, Status> {
-        let node = self.inner.tls.with(|own| own.identity().node);
-        authority::renew(&self.inner.store, node, request_pem)
+        authority::renew(&self.inner.store, node_of(&self.inner.tls), request_pem)
     }
 
-    /// Each node, and how far it follows: `inspect nodes`.
+    /// Each node, and how far it follows: `inspect nodes`. Only the leader hears from nodes.
     pub fn node_rows(&self) -> Vec<NodeRow> {
         let state = self.inner.store.state();
+        let office = self.inner.offices.now();
+        let reached = |node| {
+            office
+                .as_ref()
+                .map_or(Version(0), |office| office.hub.reached(node))
+        };
         let Version(current) = state.version();
         let row = |node: &model::object::Node| NodeRow {
             id: node.id.to_string(),
             hostname: node.description.hostname.clone(),
             state: state_name(node.status.state).to_owned(),
             vtep: node.vtep,
-            applied: self.inner.hub.reached(node.id).0,
+            applied: reached(node.id).0,
             current,
         };
         state.nodes().map(|node| row(node)).collect()
@@ -283,7 +344,8 @@ impl Manager {
     pub async fn shutdown(self) {
         self.inner.cancel.cancel();
         self.inner.tasks.close();
-        if tokio::time::timeout(STOP_WAIT, self.inner.tasks.wait())
+        // The office has its own time to close.
+        if tokio::time::timeout(STOP_WAIT * 2, self.inner.tasks.wait())
             .await
             .is_err()
         {
@@ -297,18 +359,119 @@ impl Manager {
     }
 }
 
+fn node_of(tls: &NodeTls) -> NodeId {
+    tls.with(|own| own.identity().node)
+}
+
 async fn listen(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ManagerError> {
     net::listen(addr)
         .await
         .map_err(|source| ManagerError::Listen { addr, source })
 }
 
-async fn open_store(config: &ManagerConfig, addr: SocketAddr) -> Result<Store, StoreError> {
+async fn open_store(
+    config: &ManagerConfig,
+    addr: SocketAddr,
+    start: Start,
+    transport: Arc<GrpcTransport>,
+) -> Result<Store, StoreError> {
     let store = StoreConfig {
+        addr,
+        start,
+        transport,
         unlock: config.unlock.clone(),
-        ..StoreConfig::alone(addr)
     };
     Store::open(&config.state_dir, store).await
+}
+
+/// What this manager answers to the other nodes.
+fn services(store: &Store, offices: &Offices, handler: Arc<dyn ApiHandler>) -> Routes {
+    let dispatcher = DispatcherServer::new(DispatcherService {
+        offices: offices.clone(),
+    });
+    let raft = RaftServer::new(RaftService {
+        store: store.clone(),
+    });
+    let api = ApiServer::new(ApiService {
+        store: store.clone(),
+        handler,
+    });
+    let membership = MembershipServer::new(MembershipService {
+        offices: offices.clone(),
+    });
+    let authority = AuthorityServer::new(AuthorityService {
+        store: store.clone(),
+    });
+    Routes::new(membership)
+        .add_service(authority)
+        .add_service(
+            dispatcher
+                .max_decoding_message_size(net::MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(net::MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            raft.max_decoding_message_size(net::MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(net::MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            api.max_decoding_message_size(net::MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(net::MESSAGE_BYTES_MAX),
+        )
+}
+
+/// Asks one manager after the other, and whom they name, until this one takes part.
+async fn enrol(store: Store, candidate: Candidate) {
+    let request = EnrolRequest {
+        raft: store.id(),
+        addr: candidate.addr,
+    };
+    let mut named = None;
+    for asked in candidate.managers.iter().cycle() {
+        let addr = named.take().unwrap_or(*asked);
+        let failure = match ask(&candidate.tls, addr, request).await {
+            Ok(()) => return,
+            Err(failure) => failure,
+        };
+        named = failure.leader;
+        if named.is_none() {
+            warn!(manager.addr = %addr, reason = failure.reason, "not a manager yet");
+            tokio::time::sleep(ENROL_RETRY).await;
+        }
+    }
+}
+
+/// Why a manager did not take another in.
+struct NotEnrolled {
+    reason: String,
+    /// Who may.
+    leader: Option<SocketAddrV4>,
+}
+
+impl From<Status> for NotEnrolled {
+    fn from(status: Status) -> Self {
+        Self {
+            reason: net::refused_certificate(&status)
+                .unwrap_or_else(|| status.message().to_owned()),
+            leader: leader_named(&status),
+        }
+    }
+}
+
+async fn ask(tls: &NodeTls, addr: SocketAddrV4, request: EnrolRequest) -> Result<(), NotEnrolled> {
+    let channel = net::dial(&Connector::member(tls), addr)
+        .await
+        .map_err(|error| NotEnrolled {
+            reason: error.to_string(),
+            leader: None,
+        })?;
+    let mut client = MembershipClient::new(channel);
+    match tokio::time::timeout(ENROL_WAIT, client.enrol(request)).await {
+        Ok(answer) => Ok(answer.map(drop)?),
+        Err(_) => Err(NotEnrolled {
+            reason: format!("no answer within {ENROL_WAIT:?}"),
+            leader: None,
+        }),
+    }
 }
 
 fn state_name(state: NodeState) -> &'static str {

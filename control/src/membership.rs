@@ -1,5 +1,5 @@
-//! Who belongs to the cluster: nodes join with a token, for which they get a certificate, and leave
-//! with that.
+//! Who belongs to the cluster: nodes join with a token, for which they get a certificate, and enrol
+//! as managers and leave with that. The leader answers.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -10,37 +10,41 @@ use std::{
 use ca::Peer;
 use model::{
     NodeId,
-    object::{Cluster, Meta, Node, NodeState, NodeStatus, Revoked},
-    rpc::{JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, Membership},
+    object::{Cluster, ManagerStatus, Meta, Node, NodeState, NodeStatus, RaftId, Revoked},
+    rpc::{
+        EnrolRequest, EnrolResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
+        Membership, not_leader,
+    },
     spec::{NodeRole, NodeSpec},
 };
 use sha2::{Digest, Sha256};
-use store::{Store, Transaction, WriteError};
+use store::{State, Transaction, WriteError};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use crate::{
     access::{caller, no_cluster, not_a_member, revoke},
     authority::{self, certify},
-    dispatcher::Hub,
-    liveness::Liveness,
+    office::{Office, Offices},
+    ops::{OpError, node::check_demotion},
 };
 
 /// For all nodes to know that one leaves.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
-/// Between two looks at what the nodes have reached.
-const LEAVE_LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at what nodes or managers have reached.
+const LOOK: Duration = Duration::from_millis(20);
+/// For a new manager to catch up, and for one that leaves to be gone on without. It asks again.
+const CHANGE_WAIT: Duration = Duration::from_secs(15);
 
 #[derive(Clone)]
 pub(crate) struct MembershipService {
-    pub(crate) store: Store,
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) liveness: Arc<Liveness>,
+    pub(crate) offices: Offices,
 }
 
 #[tonic::async_trait]
 impl Membership for MembershipService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let office = self.offices.get()?;
         let remote = request.extensions().get::<Peer>().map(|peer| peer.addr);
         let request = request.into_inner();
         let addr = match request.advertise_addr {
@@ -49,30 +53,60 @@ impl Membership for MembershipService {
         };
         let vtep = usable(request.data_path_addr.unwrap_or(addr))?;
         let key = authority::read(&request.request_pem)?;
-        let joined = self
+        let joined = office
             .store
             .write(|tx| join(tx, &request, &key, addr, vtep))
             .await;
         let (response, _) = joined.map_err(to_status)?;
-        self.liveness.expect(response.node, &self.store.state());
+        let state = office.store.state();
+        office.liveness.expect(response.node, &state);
         info!(node.id = %response.node, node.hostname = request.description.hostname,
             node.addr = %addr, "node joined");
         Ok(Response::new(response))
+    }
+
+    async fn enrol(
+        &self,
+        request: Request<EnrolRequest>,
+    ) -> Result<Response<EnrolResponse>, Status> {
+        let office = self.offices.get()?;
+        let node = caller(&request)?.node;
+        let request = request.into_inner();
+        let enrolled = office.store.write(|tx| enrol(tx, node, request)).await;
+        enrolled.map_err(to_status)?;
+        // `members` does the rest.
+        let votes = || office.store.members().voters.contains_key(&request.raft);
+        settled(&office, |_| votes()).await?;
+        info!(node.id = %node, raft.id = %request.raft, "node became a manager");
+        Ok(Response::new(EnrolResponse {}))
     }
 
     async fn leave(
         &self,
         request: Request<LeaveRequest>,
     ) -> Result<Response<LeaveResponse>, Status> {
+        let office = self.offices.get()?;
         let node = caller(&request)?.node;
-        let left = self.store.write(|tx| leave(tx, node)).await;
+        let force = request.get_ref().force;
+        let reachable = |id| office.store.is_reachable(id);
+        let resigned = office
+            .store
+            .write(|tx| resign(tx, node, force, reachable))
+            .await;
+        resigned.map_err(to_status)?;
+        let is_retired = |state: &State| {
+            let stored = state.node(node);
+            stored.is_none_or(|stored| stored.manager.is_none())
+        };
+        settled(&office, is_retired).await?;
+        let left = office.store.write(|tx| leave(tx, node)).await;
         let ((), version) = left.map_err(to_status)?;
-        self.liveness.forget(node);
-        self.hub.end_session(node);
+        office.liveness.forget(node);
+        office.hub.end_session(node);
         // The node stops its tasks when it has the answer: by then nobody sends to them.
         let unseen = async {
-            let mut look = tokio::time::interval(LEAVE_LOOK);
-            while self.hub.reached_by_all(&self.store.state()) < version {
+            let mut look = tokio::time::interval(LOOK);
+            while office.hub.reached_by_all(&office.store.state()) < version {
                 look.tick().await;
             }
         };
@@ -81,6 +115,23 @@ impl Membership for MembershipService {
         }
         info!(node.id = %node, "node left");
         Ok(Response::new(LeaveResponse {}))
+    }
+}
+
+/// Waits for what a loop of the office is to bring about.
+async fn settled(office: &Office, is_so: impl Fn(&State) -> bool) -> Result<(), Status> {
+    let waited = async {
+        let mut look = tokio::time::interval(LOOK);
+        while !is_so(&office.store.state()) {
+            look.tick().await;
+        }
+    };
+    tokio::select! {
+        () = waited => Ok(()),
+        () = office.cancel.cancelled() => Err(not_leader(None)),
+        () = tokio::time::sleep(CHANGE_WAIT) => Err(Status::unavailable(format!(
+            "the managers have not agreed on it within {CHANGE_WAIT:?}; try again"
+        ))),
     }
 }
 
@@ -94,12 +145,6 @@ fn join(
     let cluster = Arc::clone(tx.state().cluster().ok_or_else(no_cluster)?);
     let role = role(&cluster, &request.token)
         .ok_or_else(|| Status::invalid_argument("invalid join token"))?;
-    if role == NodeRole::Manager {
-        return Err(Status::unimplemented(
-            "this swarm has one manager, and no more can join it yet; join as a worker, with the \
-             token that `swarmnet join-token worker` shows",
-        ));
-    }
     let node = Node {
         id: NodeId::generate(),
         meta: Meta::new(tx.now()),
@@ -116,7 +161,7 @@ fn join(
         },
         issuer: None,
         vtep,
-        manager_addr: None,
+        manager: None,
     };
     let response = JoinResponse {
         node: node.id,
@@ -146,15 +191,76 @@ fn is_same(a: &str, b: &str) -> bool {
     Sha256::digest(a) == Sha256::digest(b)
 }
 
+/// Names the node's manager, in place of one that it had before.
+fn enrol(tx: &mut Transaction, id: NodeId, request: EnrolRequest) -> Result<(), Status> {
+    let stored = tx.state().node(id).ok_or_else(|| not_a_member(id))?;
+    if stored.spec.role != NodeRole::Manager {
+        return Err(Status::permission_denied(format!(
+            "node {} is a worker: promote it on a manager first, with `swarmnet node promote`",
+            id
+        )));
+    }
+    let manager = Some(ManagerStatus {
+        raft: request.raft,
+        addr: request.addr,
+    });
+    if stored.manager != manager {
+        let node = Node {
+            manager,
+            ..Node::clone(stored)
+        };
+        tx.put(node).expect("it was read in this transaction");
+        unrevoke(tx, id)?;
+    }
+    Ok(())
+}
+
+/// A manager again: what was said of its former time as one counts no more.
+fn unrevoke(tx: &mut Transaction, id: NodeId) -> Result<(), Status> {
+    let cluster = tx.state().cluster().ok_or_else(no_cluster)?;
+    if cluster.revoked.get(&id).map(|revocation| revocation.of) == Some(Revoked::Manager) {
+        let mut cluster = Cluster::clone(cluster);
+        cluster.revoked.remove(&id);
+        tx.put(cluster).expect("it was read in this transaction");
+    }
+    Ok(())
+}
+
+/// Makes the node a worker, if it is none.
+fn resign(
+    tx: &mut Transaction,
+    id: NodeId,
+    force: bool,
+    is_reachable: impl Fn(RaftId) -> bool,
+) -> Result<(), Status> {
+    let stored = tx.state().node(id).ok_or_else(|| not_a_member(id))?;
+    if stored.spec.role == NodeRole::Worker {
+        return Ok(());
+    }
+    let managers = tx.state().nodes().filter(|node| node.manager.is_some());
+    if managers.count() <= 1 && stored.manager.is_some() {
+        return Err(Status::failed_precondition(format!(
+            "node {} is the last manager: the swarm ends with it; use `--force` to leave all the \
+             same",
+            stored.id
+        )));
+    }
+    if !force {
+        check_demotion(tx.state(), stored, is_reachable).map_err(refused)?;
+    }
+    let mut node = Node::clone(stored);
+    node.spec.role = NodeRole::Worker;
+    tx.put(node).expect("it was read in this transaction");
+    Ok(())
+}
+
+fn refused(error: OpError) -> Status {
+    Status::failed_precondition(error.to_string())
+}
+
 /// The node stays listed as DOWN until it is removed, and its certificate is void.
 fn leave(tx: &mut Transaction, id: NodeId) -> Result<(), Status> {
     let stored = tx.state().node(id).ok_or_else(|| not_a_member(id))?;
-    if stored.spec.role == NodeRole::Manager {
-        return Err(Status::failed_precondition(format!(
-            "node {id} is the last manager: the swarm ends with it; use `--force` to leave all the \
-             same"
-        )));
-    }
     let mut node = Node::clone(stored);
     node.status.state = NodeState::Down;
     node.status.message = "the node left the swarm".to_owned();
@@ -168,6 +274,7 @@ fn leave(tx: &mut Transaction, id: NodeId) -> Result<(), Status> {
 fn to_status(error: WriteError<Status>) -> Status {
     match error {
         WriteError::Refused(status) => status,
+        WriteError::NotLeader { leader } => not_leader(Some(leader.addr)),
         other => Status::unavailable(other.to_string()),
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     object::{
         Attachment, ContainerStatus, DataPathConfig, EndpointId, NodeDescription, Version, Vni,
     },
-    spec::{EndpointMode, PortSpec, Protocol, TaskSpec},
+    spec::{EndpointMode, NodeRole, PortSpec, Protocol, TaskSpec},
     state::TaskState,
     traffic::Policy,
 };
@@ -186,6 +186,12 @@ pub fn view_digest(digests: impl IntoIterator<Item = u64>) -> u64 {
 pub struct ClusterView {
     pub id: ClusterId,
     pub data_path: DataPathConfig,
+    /// Where the managers are, in the order of their nodes' ids.
+    #[serde(default)]
+    pub managers: Vec<SocketAddrV4>,
+    /// What the node whose view this is is to be; not said by managers of old.
+    #[serde(default)]
+    pub role: Option<NodeRole>,
 }
 
 /// Another node, or this one.
@@ -400,6 +406,8 @@ mod tests {
         ViewObject::Cluster(ClusterView {
             id: ClusterId::from_raw(1),
             data_path: DataPathConfig::default(),
+            managers: Vec::new(),
+            role: None,
         })
     }
 

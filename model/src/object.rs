@@ -14,7 +14,9 @@ use vault::UnlockKey;
 
 use crate::{
     id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId},
-    spec::{ClusterSpec, EndpointMode, NetworkSpec, NodeSpec, PortSpec, ServiceSpec, TaskSpec},
+    spec::{
+        ClusterSpec, EndpointMode, NetworkSpec, NodeRole, NodeSpec, PortSpec, ServiceSpec, TaskSpec,
+    },
     state::TaskState,
 };
 
@@ -207,8 +209,41 @@ pub struct Node {
     pub issuer: Option<String>,
     /// Tunnel address.
     pub vtep: Ipv4Addr,
-    /// Where the manager of this node listens, for a manager.
-    pub manager_addr: Option<SocketAddrV4>,
+    /// Of a node whose manager takes part in the Raft group, or is to.
+    #[serde(default)]
+    pub manager: Option<ManagerStatus>,
+}
+
+impl Node {
+    /// What the node is now. One that is to become a worker is a manager until the others go on
+    /// without it.
+    pub fn role(&self) -> NodeRole {
+        match self.manager {
+            Some(_) => NodeRole::Manager,
+            None => self.spec.role,
+        }
+    }
+}
+
+/// A manager's name in the Raft group: random, kept with its log, never used again.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct RaftId(pub u64);
+
+impl fmt::Display for RaftId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A node's part in the Raft group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerStatus {
+    pub raft: RaftId,
+    /// Where the other nodes reach it.
+    pub addr: SocketAddrV4,
 }
 
 /// What a node says of itself.

@@ -1,15 +1,27 @@
-//! The gRPC services between nodes, on port 2377: `Authority` (the root, certificates),
-//! `Membership` (join, leave) and `Dispatcher` (the agent's session). Requests and responses are
-//! the Rust types here and in [`crate::feed`], encoded by [`crate::codec`]. No request says who
-//! makes it: that is in the caller's certificate. [`Rpc`] lists all of them.
+//! The gRPC services between nodes, on port 2377. Requests and responses are the Rust types here
+//! and in [`crate::feed`], encoded by [`crate::codec`]. No request says who makes it: that is in
+//! the caller's certificate. [`Rpc`] lists all of them.
+//!
+//! | service | called by | answered by |
+//! | --- | --- | --- |
+//! | `Authority`: the root, certificates | any node, and who is to become one | every manager |
+//! | `Membership`: join, enrol, leave | any node | the leader |
+//! | `Dispatcher`: the agent's session | any node | the leader |
+//! | `Raft`: calls of the Raft group | managers | every manager |
+//! | `Api`: requests of the Docker API | managers | the leader |
+//!
+//! A manager that does not lead answers what is for the leader with [`not_leader`].
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tonic::{Status, metadata::MetadataValue};
 
 use crate::{
+    codec::as_bytes,
     id::{ClusterId, NodeId},
-    object::NodeDescription,
+    object::{NodeDescription, RaftId},
 };
 
 /// TCP port of the managers.
@@ -20,17 +32,23 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/swarmnet.Authority.rs"));
     include!(concat!(env!("OUT_DIR"), "/swarmnet.Membership.rs"));
     include!(concat!(env!("OUT_DIR"), "/swarmnet.Dispatcher.rs"));
+    include!(concat!(env!("OUT_DIR"), "/swarmnet.Raft.rs"));
+    include!(concat!(env!("OUT_DIR"), "/swarmnet.Api.rs"));
 }
 
 include!(concat!(env!("OUT_DIR"), "/rpcs.rs"));
 
 pub use generated::{
+    api_client::ApiClient,
+    api_server::{Api, ApiServer},
     authority_client::AuthorityClient,
     authority_server::{Authority, AuthorityServer},
     dispatcher_client::DispatcherClient,
     dispatcher_server::{Dispatcher, DispatcherServer},
     membership_client::MembershipClient,
     membership_server::{Membership, MembershipServer},
+    raft_client::RaftClient,
+    raft_server::{Raft, RaftServer},
 };
 
 /// Without an answer's worth of trust: whoever asks checks the certificate against a digest that it
@@ -82,12 +100,78 @@ pub struct JoinResponse {
     pub vtep: Ipv4Addr,
 }
 
+/// The node that calls is to be a manager, has a log to be filled, and asks to take part in the Raft
+/// group. Answered when it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    pub raft: RaftId,
+    /// Where its manager is reached.
+    pub addr: SocketAddrV4,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolResponse {}
+
 /// The node that calls leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeaveRequest {}
+pub struct LeaveRequest {
+    /// Of a manager: also when the others have no quorum without it.
+    #[serde(default)]
+    pub force: bool,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaveResponse {}
+
+/// A call of the Raft group or its answer, opaque to whoever carries it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftMessage {
+    #[serde(with = "as_bytes")]
+    pub bytes: Bytes,
+}
+
+/// A request of the Docker API that another manager received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiRequest {
+    pub method: String,
+    /// Path, without a version, and query.
+    pub uri: String,
+    pub content_type: Option<String>,
+    #[serde(with = "as_bytes")]
+    pub body: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiResponse {
+    /// Of HTTP.
+    pub status: u16,
+    pub content_type: Option<String>,
+    #[serde(with = "as_bytes")]
+    pub body: Bytes,
+}
+
+/// Names the leader in the metadata of [`not_leader`].
+const LEADER: &str = "swarmnet-leader";
+
+/// The refusal of a manager that does not lead, with the address of the one that does, if it is
+/// known.
+pub fn not_leader(leader: Option<SocketAddr>) -> Status {
+    let mut status = Status::unavailable(match leader {
+        Some(leader) => format!("this manager does not lead; the one at {leader} does"),
+        None => "the managers have no leader at the moment; try again".to_owned(),
+    });
+    if let Some(leader) = leader {
+        let text = MetadataValue::try_from(leader.to_string());
+        let text = text.expect("an address is visible ASCII");
+        status.metadata_mut().insert(LEADER, text);
+    }
+    status
+}
+
+/// Whom [`not_leader`] named.
+pub fn leader_named(status: &Status) -> Option<SocketAddrV4> {
+    status.metadata().get(LEADER)?.to_str().ok()?.parse().ok()
+}
 
 #[cfg(test)]
 mod tests {
@@ -100,5 +184,28 @@ mod tests {
         }
         assert_eq!(Rpc::MembershipJoin.path(), "/swarmnet.Membership/Join");
         assert_eq!(Rpc::from_path("/swarmnet.Membership/join"), None);
+    }
+
+    #[test]
+    fn bodies_travel_as_they_are() {
+        let message = RaftMessage {
+            bytes: Bytes::from_static(&[0xff; 1000]),
+        };
+        let encoded = crate::codec::encode(&message);
+        assert!(encoded.len() < 1020, "{} bytes", encoded.len());
+        assert_eq!(
+            crate::codec::decode::<RaftMessage>(&encoded).unwrap(),
+            message
+        );
+    }
+
+    #[test]
+    fn refusal_names_the_leader_to_people_and_programs() {
+        let leader = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 2377);
+        let status = not_leader(Some(leader.into()));
+        assert_eq!(leader_named(&status), Some(leader));
+        assert!(status.message().contains("192.0.2.1:2377"));
+        assert_eq!(leader_named(&not_leader(None)), None);
+        assert_eq!(leader_named(&Status::unavailable("192.0.2.1:2377")), None);
     }
 }

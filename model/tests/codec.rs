@@ -9,10 +9,10 @@ use swarmnet_model::{
     ClusterId, NodeId, Version,
     codec::{decode, encode},
     feed::{AgentMessage, Hello, ManagerMessage, NodeView, Pin, Update, ViewKey},
-    object::{EndpointId, NodeDescription},
+    object::{EndpointId, NodeDescription, RaftId},
     rpc::{
-        Certified, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, RenewRequest,
-        RootRequest, RootResponse,
+        ApiRequest, ApiResponse, Certified, EnrolRequest, JoinRequest, JoinResponse, LeaveRequest,
+        LeaveResponse, RaftMessage, RenewRequest, RootRequest, RootResponse,
     },
     spec::Availability,
 };
@@ -97,7 +97,7 @@ proptest! {
         survives(&RootResponse { certificate_pem: text() }, &damage, &junk);
         survives(&RenewRequest { request_pem: text() }, &damage, &junk);
         survives(&certified(), &damage, &junk);
-        survives(&LeaveRequest {}, &damage, &junk);
+        survives(&LeaveRequest { force: true }, &damage, &junk);
         survives(&LeaveResponse {}, &damage, &junk);
         let join = JoinRequest {
             token: text(),
@@ -116,6 +116,18 @@ proptest! {
             vtep: Ipv4Addr::LOCALHOST,
         };
         survives(&joined, &damage, &junk);
+        let enrol = EnrolRequest { raft: RaftId(7), addr: "192.0.2.1:2377".parse().unwrap() };
+        survives(&enrol, &damage, &junk);
+        survives(&RaftMessage { bytes: text().into() }, &damage, &junk);
+        let request = ApiRequest {
+            method: text(),
+            uri: text(),
+            content_type: Some(text()),
+            body: text().into(),
+        };
+        survives(&request, &damage, &junk);
+        let response = ApiResponse { status: 200, content_type: None, body: text().into() };
+        survives(&response, &damage, &junk);
     }
 
     #[test]

@@ -32,7 +32,7 @@ fn node() -> Node {
         },
         issuer: None,
         vtep: Ipv4Addr::LOCALHOST,
-        manager_addr: None,
+        manager: None,
     }
 }
 

@@ -42,6 +42,10 @@ pub enum StoreError {
     #[error("the manager with its log in `{}` was not elected within {after:?}; is the disk too \
          slow?", path.display())]
     NotElected { path: PathBuf, after: Duration },
+    #[error("there is no log in `{}` to go on from", path.display())]
+    Empty { path: PathBuf },
+    #[error("the managers cannot be changed: {0}")]
+    Members(String),
     #[error("the store in `{}` has stopped: {reason}", path.display())]
     Stopped { path: PathBuf, reason: String },
 }
@@ -58,18 +62,43 @@ pub enum WriteError<E> {
     /// Another leader's write came first. Nothing was written; try again.
     #[error(transparent)]
     Superseded(#[from] Superseded),
-    /// This manager does not lead. Nothing was written, unless it led when the write began: then
-    /// its successor may have taken it over.
-    #[error("this manager is not the leader{}", leader_hint(.leader.as_ref()))]
-    NotLeader { leader: Option<Member> },
+    /// Nothing was written.
+    #[error("this manager does not lead; the one at {} does", leader.addr)]
+    NotLeader { leader: Member },
+    /// Nothing was written.
+    #[error(
+        "the managers have no quorum, so nothing can be changed: {}",
+        out_of_reach(missing)
+    )]
+    NoQuorum { missing: Vec<Member> },
+    /// This manager lost its lead or the quorum on the way: whether it is written is for another
+    /// leader, or for the quorum when it returns.
+    #[error(
+        "this manager lost its lead while the change was on its way, so see whether it took \
+        effect, and try again if not: {}",
+        out_of_reach(missing)
+    )]
+    InDoubt { missing: Vec<Member> },
     /// Whether it was written is not known.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-fn leader_hint(leader: Option<&Member>) -> String {
-    match leader {
-        Some(leader) => format!("; ask the one at {}", leader.addr),
-        None => " and knows of none; is there a quorum of managers?".to_owned(),
+/// The newest state cannot be told.
+#[derive(Debug, thiserror::Error)]
+#[error("the managers have no quorum: {}", out_of_reach(missing))]
+pub struct ReadError {
+    pub missing: Vec<Member>,
+}
+
+fn out_of_reach(missing: &[Member]) -> String {
+    let addrs: Vec<_> = missing
+        .iter()
+        .map(|member| member.addr.to_string())
+        .collect();
+    match &addrs[..] {
+        [] => "they are choosing a leader; try again".to_owned(),
+        [addr] => format!("manager {addr} cannot be reached"),
+        _ => format!("managers {} cannot be reached", addrs.join(", ")),
     }
 }

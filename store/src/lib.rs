@@ -22,6 +22,8 @@
 //!   leader of yesterday cannot overwrite what it has not seen, whatever happens to elections.
 //! * The state lives in memory. On disk are the log, the vote and a snapshot; a start reads the
 //!   snapshot and replays the log behind it.
+//! * Only the leader writes, and only while a quorum answers it ([`Standing`]); what begins without
+//!   one is refused at once, what loses it on its way fails within seconds.
 //! * One file, one place where values are sealed with the manager's data key (`disk/record.rs`),
 //!   one seam to other managers ([`raft::RaftTransport`]).
 //!
@@ -38,16 +40,19 @@
 //! A new store opens in 50 ms, one of 200 000 objects in 1.9 s.
 
 mod disk;
+mod election;
 mod error;
 mod object;
 pub mod raft;
+mod standing;
 mod state;
 mod store;
 mod transaction;
 mod writer;
 
-pub use error::{StoreError, WriteError};
+pub use error::{ReadError, StoreError, WriteError};
 pub use object::{Change, ChangeSet, Commit, Counters, Key, Object};
+pub use standing::{Members, Standing};
 pub use state::{State, Superseded};
 pub use store::{Start, Store, StoreConfig};
 pub use transaction::{StaleObject, Transaction};

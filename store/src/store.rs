@@ -19,26 +19,29 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vault::{DataKey, UnlockKey};
 
 use crate::{
-    Commit, State, StoreError, Transaction, WriteError,
+    Commit, Members, ReadError, Standing, State, StoreError, Transaction, WriteError,
     disk::{Disk, Slot},
+    election::{self, LEASE},
     raft::{
         Member, Network, NoTransport, Raft, RaftCall, RaftId, RaftReply, RaftTransport, answer,
         log::LogStore,
-        machine::{Machine, Publisher},
+        machine::{self, Machine, Publisher},
     },
+    standing::{self, Contacts, QUORUM_LOST_AFTER},
     writer::Writer,
 };
 
 /// Leader to followers.
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// A follower that has heard nothing for a time in this range stands for election.
-const ELECTION_TIMEOUT: (Duration, Duration) =
-    (Duration::from_millis(1000), Duration::from_millis(2000));
+/// For a vote to be answered.
+const VOTE_TIMEOUT: Duration = Duration::from_millis(750);
 /// Receiving and storing a chunk of a snapshot.
 const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
 /// Entries kept behind a snapshot, so that a follower that lags a little need not take it.
 const LOG_KEPT: u64 = 500;
+/// For a change of the members, with the catching up of a new one.
+const MEMBERSHIP_CHANGE: Duration = Duration::from_secs(15);
 /// For a cluster of one to elect itself: two fsyncs, and the replay of the log.
 const ALONE_READY: Duration = Duration::from_secs(30);
 
@@ -88,6 +91,8 @@ struct Inner {
     log: LogStore,
     publisher: Publisher,
     writer: Arc<Writer>,
+    standing: Arc<watch::Sender<Standing>>,
+    contacts: Arc<Contacts>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -116,7 +121,11 @@ impl Store {
             machine,
             publisher,
         } = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        let network = Network(Arc::clone(&config.transport));
+        let contacts = Arc::<Contacts>::default();
+        let network = Network {
+            transport: Arc::clone(&config.transport),
+            contacts: Arc::clone(&contacts),
+        };
         let raft = Raft::new(id, raft_config(), network, log.clone(), machine)
             .await
             .map_err(|error| damaged(&disk, &error))?;
@@ -128,12 +137,43 @@ impl Store {
             log,
             publisher,
             writer: Arc::new(writer),
+            standing: Arc::default(),
+            contacts,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }));
         store.spawn_tasks();
         store.take_office(&config, last).await?;
         Ok(store)
+    }
+
+    /// Makes the cluster whose log is in `dir` one of a single manager, with everything in the log,
+    /// acknowledged or not, in force. It has another name from then on, so that no call of the
+    /// former group reaches it. To be used when a majority of the managers is lost for good, on one
+    /// survivor; the others must never come back with their logs.
+    ///
+    /// # Errors
+    /// When the directory has no log, or as [`Store::open`].
+    pub async fn force_new(
+        dir: &Path,
+        addr: SocketAddr,
+        unlock: Option<&UnlockKey>,
+    ) -> Result<(), StoreError> {
+        let (dir, unlock) = (dir.to_owned(), unlock.cloned());
+        let forced = spawn_blocking(move || {
+            let disk = Arc::new(Disk::open(&dir, unlock.as_ref())?);
+            let detached = machine::detach(&disk, Member { addr });
+            let outcome = detached.map_err(|error| disk.failure(&error));
+            disk.close();
+            match outcome? {
+                true => Ok(()),
+                false => Err(StoreError::Empty {
+                    path: disk.path().to_owned(),
+                }),
+            }
+        });
+        let forced = forced.await;
+        forced.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     /// This manager's name in the Raft group.
@@ -158,14 +198,47 @@ impl Store {
         self.0.publisher.commits.subscribe()
     }
 
-    /// Whether this manager leads, as far as it knows.
-    pub fn is_leader(&self) -> bool {
-        self.0.raft.metrics().borrow().state == ServerState::Leader
+    /// What this manager is to the others, whenever it changes.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.0.standing.subscribe()
     }
 
-    /// Who leads, as far as this manager knows.
-    pub fn leader(&self) -> Option<(RaftId, Member)> {
-        leader(&self.0.raft.metrics().borrow())
+    /// The managers, by the newest membership in the log here.
+    pub fn members(&self) -> Members {
+        Members::of(&self.0.raft.metrics().borrow())
+    }
+
+    /// Whether the other manager has answered lately. Only the leader, and who stands for
+    /// election, calls the others.
+    pub fn is_reachable(&self, id: RaftId) -> bool {
+        id == self.0.id || self.0.contacts.is_recent(id)
+    }
+
+    /// The newest state there is, not only here: every write acknowledged by any manager before
+    /// this call is in it. Only at the leader.
+    ///
+    /// # Errors
+    /// When this manager does not lead, or a quorum does not answer in time.
+    pub async fn read(&self) -> Result<Arc<State>, ReadError> {
+        let confirmed = async {
+            self.0.standing.borrow().leads() && self.0.raft.ensure_linearizable().await.is_ok()
+        };
+        let confirmed = tokio::time::timeout(QUORUM_LOST_AFTER, confirmed).await;
+        if confirmed.unwrap_or(false) {
+            return Ok(self.state());
+        }
+        Err(ReadError {
+            missing: self.unreachable(),
+        })
+    }
+
+    /// Managers that do not answer, by address.
+    pub fn unreachable(&self) -> Vec<Member> {
+        let Members { voters, .. } = self.members();
+        let unreachable = voters.into_iter().filter(|(id, _)| !self.is_reachable(*id));
+        let mut members: Vec<_> = unreachable.map(|(_, member)| member).collect();
+        members.sort_by_key(|member| member.addr);
+        members
     }
 
     /// Runs `f` on the newest state and commits what it wrote. Returns when that is on disk, agreed
@@ -180,11 +253,27 @@ impl Store {
         &self,
         f: impl FnOnce(&mut Transaction) -> Result<T, E> + Send,
     ) -> Result<(T, Version), WriteError<E>> {
-        if !self.is_leader() && !self.0.stop.is_cancelled() {
-            let leader = self.leader().map(|(_, member)| member);
-            return Err(WriteError::NotLeader { leader });
+        if !self.0.stop.is_cancelled() {
+            self.leads()?;
         }
-        self.0.writer.write(f).await
+        match self.0.writer.write(f).await {
+            Err(WriteError::InDoubt { .. }) => Err(WriteError::InDoubt {
+                missing: self.unreachable(),
+            }),
+            outcome => outcome,
+        }
+    }
+
+    fn leads<E>(&self) -> Result<(), WriteError<E>> {
+        match &*self.0.standing.borrow() {
+            Standing::Leads { .. } => Ok(()),
+            Standing::Follows { member, .. } => Err(WriteError::NotLeader {
+                leader: member.clone(),
+            }),
+            Standing::Vacant => Err(WriteError::NoQuorum {
+                missing: self.unreachable(),
+            }),
+        }
     }
 
     /// Answers a call from another manager. `None` when another one was meant.
@@ -197,20 +286,47 @@ impl Store {
     }
 
     /// Makes a manager, opened with [`Start::Join`], a voting member. Returns when it has caught up
-    /// and the members agree. Only the leader can.
+    /// and the members agree; until then it has no vote, so one that does not come up costs the
+    /// others nothing. Only the leader can.
     ///
     /// # Errors
-    /// When this is not the leader, or another such change is going on.
+    /// When this is not the leader, another such change is going on, or it takes too long; it may
+    /// be tried again.
     pub async fn add_member(&self, id: RaftId, member: Member) -> Result<(), StoreError> {
-        let raft = &self.0.raft;
-        raft.add_learner(id, member, true)
+        self.change(async {
+            let raft = &self.0.raft;
+            raft.add_learner(id, member, true).await?;
+            let voters = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+            raft.change_membership(voters, false).await.map(drop)
+        })
+        .await
+    }
+
+    /// Takes a member out. The leader may take itself out, and leads no more then. Returns when
+    /// the members agree.
+    ///
+    /// # Errors
+    /// As [`Store::add_member`].
+    pub async fn remove_member(&self, id: RaftId) -> Result<(), StoreError> {
+        let ids = BTreeSet::from([id]);
+        let change = match self.members().voters.contains_key(&id) {
+            true => ChangeMembers::RemoveVoters(ids),
+            false => ChangeMembers::RemoveNodes(ids),
+        };
+        self.change(async { self.0.raft.change_membership(change, false).await.map(drop) })
             .await
-            .map_err(|error| self.stopped(&error))?;
-        let voters = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        raft.change_membership(voters, false)
-            .await
-            .map_err(|error| self.stopped(&error))?;
-        Ok(())
+    }
+
+    async fn change<E: std::error::Error>(
+        &self,
+        change: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), StoreError> {
+        match tokio::time::timeout(MEMBERSHIP_CHANGE, change).await {
+            Ok(changed) => changed.map_err(|error| StoreError::Members(error.to_string())),
+            Err(_) => Err(StoreError::Members(format!(
+                "it takes longer than {MEMBERSHIP_CHANGE:?}"
+            ))),
+        }
     }
 
     /// Writes a snapshot and drops the log entries that it stands for, but for the newest few.
@@ -259,7 +375,21 @@ impl Store {
     fn spawn_tasks(&self) {
         let inner = &self.0;
         let writer = Arc::clone(&inner.writer);
-        let writing = writer.run(inner.raft.clone(), inner.stop.clone());
+        let following = standing::follow(inner.raft.clone(), Arc::clone(&inner.standing));
+        let stop = inner.stop.clone();
+        inner
+            .tasks
+            .spawn(async move { stop.run_until_cancelled(following).await });
+        let standing_for = election::stand(inner.raft.clone(), inner.id);
+        let stop = inner.stop.clone();
+        inner
+            .tasks
+            .spawn(async move { stop.run_until_cancelled(standing_for).await });
+        let writing = writer.run(
+            inner.raft.clone(),
+            inner.standing.subscribe(),
+            inner.stop.clone(),
+        );
         inner.tasks.spawn(writing);
         let snapshots = take_snapshots(inner.raft.clone(), inner.publisher.state.subscribe());
         let stop = inner.stop.clone();
@@ -282,7 +412,7 @@ impl Store {
                 .await
                 .map_err(|error| self.stopped(&error))?;
         }
-        let standing = self.standing().await?;
+        let standing = self.at_start().await?;
         if !standing.alone {
             return Ok(());
         }
@@ -294,9 +424,9 @@ impl Store {
     }
 
     /// Asks Raft itself: its metrics lag.
-    async fn standing(&self) -> Result<Standing, StoreError> {
+    async fn at_start(&self) -> Result<AtStart, StoreError> {
         let id = self.0.id;
-        let asked = self.0.raft.with_raft_state(move |state| Standing {
+        let asked = self.0.raft.with_raft_state(move |state| AtStart {
             alone: state.membership_state.effective().voter_ids().eq([id]),
             leads: state.server_state == ServerState::Leader,
         });
@@ -308,11 +438,17 @@ impl Store {
             metrics.state == ServerState::Leader && metrics.last_applied.map(|id| id.index) >= last
         };
         let wait = self.0.raft.wait(Some(ALONE_READY));
-        let waited = wait.metrics(caught_up, "leads alone").await;
-        waited.map(drop).map_err(|_| StoreError::NotElected {
-            path: self.0.disk.path().to_owned(),
-            after: ALONE_READY,
-        })
+        let leads = async {
+            wait.metrics(caught_up, "leads alone").await.is_ok()
+                && self.standing().wait_for(Standing::leads).await.is_ok()
+        };
+        match tokio::time::timeout(ALONE_READY, leads).await {
+            Ok(true) => Ok(()),
+            _ => Err(StoreError::NotElected {
+                path: self.0.disk.path().to_owned(),
+                after: ALONE_READY,
+            }),
+        }
     }
 
     fn stopped(&self, error: &dyn std::error::Error) -> StoreError {
@@ -334,7 +470,7 @@ impl fmt::Debug for Store {
 }
 
 /// Where this manager stands as it starts.
-struct Standing {
+struct AtStart {
     /// The only voter.
     alone: bool,
     leads: bool,
@@ -389,8 +525,10 @@ fn raft_config() -> Arc<Config> {
     let config = Config {
         cluster_name: "swarmnet".to_owned(),
         heartbeat_interval: millis(HEARTBEAT),
-        election_timeout_min: millis(ELECTION_TIMEOUT.0),
-        election_timeout_max: millis(ELECTION_TIMEOUT.1),
+        // `election` stands at its own times; these are what else openraft derives from its own.
+        enable_elect: false,
+        election_timeout_min: millis(VOTE_TIMEOUT),
+        election_timeout_max: millis(LEASE),
         install_snapshot_timeout: millis(SNAPSHOT_CHUNK_TIMEOUT),
         snapshot_max_chunk_size: SNAPSHOT_CHUNK_BYTES,
         // The interval can change while the cluster runs: see `take_snapshots`.
@@ -399,12 +537,6 @@ fn raft_config() -> Arc<Config> {
         ..Config::default()
     };
     Arc::new(config.validate().expect("the constants fit each other"))
-}
-
-fn leader(metrics: &RaftMetrics<RaftId, Member>) -> Option<(RaftId, Member)> {
-    let id = metrics.current_leader?;
-    let member = metrics.membership_config.membership().get_node(&id)?;
-    Some((id, member.clone()))
 }
 
 /// Asks for a snapshot whenever enough was applied since the last. Ends when Raft does.

@@ -11,10 +11,10 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ChangeSet, State, Superseded, Transaction, WriteError,
+    ChangeSet, Standing, State, Superseded, Transaction, WriteError,
     disk::Disk,
     error::StoreError,
-    raft::{Batch, Member, Outcome, Raft},
+    raft::{Batch, Outcome, Raft},
 };
 
 /// Transactions in one log entry.
@@ -49,7 +49,8 @@ struct Pending {
 #[derive(Debug, Clone)]
 enum Failure {
     Superseded(Superseded),
-    NotLeader(Option<Member>),
+    /// Leadership or the quorum was lost, and the entry may still come through.
+    InDoubt,
     Stopped(String),
 }
 
@@ -124,15 +125,21 @@ impl Writer {
         Ok(fate)
     }
 
-    /// Commits what writers enqueue, until `stop`.
-    pub(crate) async fn run(self: Arc<Self>, raft: Raft, stop: CancellationToken) {
+    /// Commits what writers enqueue, until `stop`. What is under way when this manager no longer
+    /// leads fails.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        raft: Raft,
+        mut standing: watch::Receiver<Standing>,
+        stop: CancellationToken,
+    ) {
         let work = async {
             loop {
                 let batch = self.next_batch();
                 if batch.is_empty() {
                     self.filled.notified().await;
                 } else {
-                    self.commit(&raft, batch).await;
+                    self.commit(&raft, &mut standing, batch).await;
                 }
             }
         };
@@ -151,12 +158,20 @@ impl Writer {
         queue.waiting.drain(..len).collect()
     }
 
-    async fn commit(&self, raft: &Raft, mut batch: Vec<Pending>) {
+    async fn commit(
+        &self,
+        raft: &Raft,
+        standing: &mut watch::Receiver<Standing>,
+        mut batch: Vec<Pending>,
+    ) {
         let sets: Vec<_> = batch.iter_mut().filter_map(|p| p.set.take()).collect();
         let fate = if sets.is_empty() {
             Ok(())
         } else {
-            propose(raft, sets).await
+            tokio::select! {
+                fate = propose(raft, sets) => fate,
+                _ = standing.wait_for(|standing| !standing.leads()) => Err(Failure::InDoubt),
+            }
         };
         let mut queue = self.lock();
         match fate {
@@ -180,7 +195,9 @@ impl Writer {
     fn write_error<E>(&self, failure: Failure) -> WriteError<E> {
         match failure {
             Failure::Superseded(superseded) => WriteError::Superseded(superseded),
-            Failure::NotLeader(leader) => WriteError::NotLeader { leader },
+            Failure::InDoubt => WriteError::InDoubt {
+                missing: Vec::new(),
+            },
             Failure::Stopped(reason) => WriteError::Store(StoreError::Stopped {
                 path: self.disk.path().to_owned(),
                 reason,
@@ -209,9 +226,7 @@ async fn propose(raft: &Raft, sets: Vec<ChangeSet>) -> Result<(), Failure> {
             Outcome::Applied => Ok(()),
             Outcome::Superseded(superseded) => Err(Failure::Superseded(superseded)),
         },
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-            Err(Failure::NotLeader(forward.leader_node))
-        }
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(Failure::InDoubt),
         Err(error) => Err(Failure::Stopped(error.to_string())),
     }
 }

@@ -13,13 +13,15 @@ use async_trait::async_trait;
 use model::{NodeId, Version, codec};
 use support::{cluster, node};
 use swarmnet_store::{
-    Start, State, Store, StoreConfig, WriteError,
+    Standing, Start, State, Store, StoreConfig, WriteError,
     raft::{Member, RaftCall, RaftReply, RaftTransport, TransportError},
 };
 use tempfile::TempDir;
 use tokio::{sync::watch, time::timeout};
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Who listens where. Calls pass through their encoding, as on a wire.
 #[derive(Debug, Clone, Default)]
@@ -59,8 +61,8 @@ impl Wires {
     }
 
     /// No call reaches it any more.
-    fn cut(&self, number: u8) {
-        self.0.lock().unwrap().remove(&addr(number));
+    fn cut(&self, number: u8) -> Option<Store> {
+        self.0.lock().unwrap().remove(&addr(number))
     }
 }
 
@@ -69,13 +71,22 @@ async fn wait_for(mut watch: watch::Receiver<Arc<State>>, version: Version) -> A
     Arc::clone(&timeout(DEADLINE, reached).await.unwrap().unwrap())
 }
 
+async fn until(store: &Store, is_so: impl FnMut(&Standing) -> bool) {
+    let mut standing = store.standing();
+    timeout(DEADLINE, standing.wait_for(is_so))
+        .await
+        .unwrap()
+        .unwrap();
+}
+
 async fn leader_among(stores: &[&Store]) -> usize {
     let elected = async {
         loop {
-            if let Some(leader) = stores.iter().position(|store| store.is_leader()) {
+            let leads = |store: &&Store| store.standing().borrow().leads();
+            if let Some(leader) = stores.iter().position(leads) {
                 return leader;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(LOOK).await;
         }
     };
     timeout(DEADLINE, elected).await.unwrap()
@@ -114,9 +125,11 @@ async fn managers_join_follow_and_take_over() {
         assert_eq!(*wait_for(store.watch(), version).await, *first.state());
     }
 
+    let follows = |standing: &Standing| matches!(standing, Standing::Follows { .. });
+    until(&second, follows).await;
     let refused = second.write(|tx| tx.put(node(3))).await;
     assert!(
-        matches!(&refused, Err(WriteError::NotLeader { leader: Some(leader) })
+        matches!(&refused, Err(WriteError::NotLeader { leader })
             if leader.addr == addr(1)),
         "{refused:?}"
     );
@@ -139,4 +152,120 @@ async fn managers_join_follow_and_take_over() {
     for store in [&first, &second, &third] {
         store.shutdown().await;
     }
+}
+
+/// Three managers of which the first leads.
+async fn three(wires: &Wires, dirs: &[TempDir; 3]) -> [Store; 3] {
+    let first = wires.open(&dirs[0], 1, Start::Found).await;
+    first.write(|tx| tx.put(cluster(0))).await.unwrap();
+    let second = wires.open(&dirs[1], 2, Start::Join).await;
+    let third = wires.open(&dirs[2], 3, Start::Join).await;
+    for (store, number) in [(&second, 2), (&third, 3)] {
+        let member = Member { addr: addr(number) };
+        let added = first.add_member(store.id(), member);
+        timeout(DEADLINE, added).await.unwrap().unwrap();
+    }
+    [first, second, third]
+}
+
+/// The leader that hears from nobody leads no more: a write under way fails within seconds and says
+/// that its outcome is open, later ones are refused at once with the names of those missing, and
+/// what can be read is said to be old. When the others return, so does the lead, and the open write
+/// is there or not at all of them alike.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_without_quorum_stops_acknowledging() {
+    let dirs = [(); 3].map(|()| TempDir::new().unwrap());
+    let wires = Wires::default();
+    let [first, second, third] = three(&wires, &dirs).await;
+    first.read().await.unwrap();
+
+    let away: Vec<_> = [2, 3].map(|number| wires.cut(number)).into();
+    let open = timeout(DEADLINE, first.write(|tx| tx.put(node(1)))).await;
+    let open = open.expect("it fails within seconds").unwrap_err();
+    assert!(matches!(&open, WriteError::InDoubt { .. }), "{open:?}");
+    assert_eq!(*first.standing().borrow(), Standing::Vacant);
+    let missing = async {
+        loop {
+            let refused = first.write(|tx| tx.put(node(2))).await.unwrap_err();
+            let text = refused.to_string();
+            assert!(matches!(refused, WriteError::NoQuorum { .. }), "{text}");
+            if text.contains("127.0.0.2:2377, 127.0.0.3:2377") {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    timeout(DEADLINE, missing).await.expect("both are named");
+    let old = first.read().await.unwrap_err().to_string();
+    assert!(old.contains("no quorum"), "{old}");
+
+    for (number, store) in [2, 3].into_iter().zip(away) {
+        wires.0.lock().unwrap().insert(addr(number), store.unwrap());
+    }
+    let all = [&first, &second, &third];
+    let leader = all[leader_among(&all).await];
+    let (_, version) = leader.write(|tx| tx.put(node(3))).await.unwrap();
+    for store in all {
+        let state = wait_for(store.watch(), version).await;
+        assert_eq!(*state, *leader.state());
+        assert!(state.node(NodeId::from_raw(2)).is_none(), "it was refused");
+    }
+    for store in all {
+        store.shutdown().await;
+    }
+}
+
+/// A member is removed, the leader itself among them: the rest go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_removed_and_the_rest_go_on() {
+    let dirs = [(); 3].map(|()| TempDir::new().unwrap());
+    let wires = Wires::default();
+    let [first, second, third] = three(&wires, &dirs).await;
+    let removed = timeout(DEADLINE, first.remove_member(first.id())).await;
+    removed.unwrap().unwrap();
+    let rest = [&second, &third];
+    let leader = rest[leader_among(&rest).await];
+    assert!(!leader.members().voters.contains_key(&first.id()));
+    let other = rest.into_iter().find(|store| store.id() != leader.id());
+    let removed = timeout(DEADLINE, leader.remove_member(other.unwrap().id())).await;
+    removed.unwrap().unwrap();
+    // Alone, it needs nobody.
+    wires.cut(1);
+    leader.write(|tx| tx.put(node(1))).await.unwrap();
+    for store in [&first, &second, &third] {
+        store.shutdown().await;
+    }
+}
+
+/// Of three managers one is left: its log becomes that of a cluster of one, with all that was
+/// acknowledged, and under a name that the former others do not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn survivor_goes_on_alone_with_everything() {
+    let dirs = [(); 3].map(|()| TempDir::new().unwrap());
+    let wires = Wires::default();
+    let [first, second, third] = three(&wires, &dirs).await;
+    let (_, version) = first.write(|tx| tx.put(node(7))).await.unwrap();
+    wait_for(third.watch(), version).await;
+    let former = third.id();
+    for store in [&first, &second, &third] {
+        store.shutdown().await;
+    }
+    drop((first, second, third));
+    wires.0.lock().unwrap().clear();
+
+    Store::force_new(dirs[2].path(), addr(3), None).await.unwrap();
+    let survivor = wires.open(&dirs[2], 3, Start::Join).await;
+    assert_ne!(survivor.id(), former);
+    assert!(survivor.state().node(NodeId::from_raw(7)).is_some());
+    survivor.write(|tx| tx.put(node(8))).await.unwrap();
+    survivor.shutdown().await;
+    drop(survivor);
+    // And again after a restart, from the log that it has now.
+    let survivor = wires.open(&dirs[2], 3, Start::Join).await;
+    assert!(survivor.state().node(NodeId::from_raw(8)).is_some());
+    survivor.shutdown().await;
+
+    let empty = TempDir::new().unwrap();
+    let refused = Store::force_new(empty.path(), addr(4), None).await.unwrap_err();
+    assert!(refused.to_string().contains("no log"), "{refused}");
 }

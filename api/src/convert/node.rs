@@ -1,17 +1,21 @@
 //! Nodes.
 
 use bollard_stubs::models as docker;
+use control::Reach;
 use model::{
-    NodeId,
-    object::{Cluster, Node, NodeState},
+    object::{Cluster, Node, NodeState, RaftId},
     spec::{Availability, NodeRole, NodeSpec},
 };
 
 use super::{date, labels_from_docker, labels_to_docker, nothing_lost, text, tls, version};
 use crate::error::ApiError;
 
-/// A node as the API gives it. `leader` is the manager that leads.
-pub fn node(node: &Node, cluster: Option<&Cluster>, leader: Option<NodeId>) -> docker::Node {
+/// A node as the API gives it. `reach` is asked of a manager's.
+pub fn node(
+    node: &Node,
+    cluster: Option<&Cluster>,
+    reach: impl Fn(RaftId) -> Reach,
+) -> docker::Node {
     docker::Node {
         id: Some(node.id.to_string()),
         version: version(node.meta.version),
@@ -49,14 +53,16 @@ pub fn node(node: &Node, cluster: Option<&Cluster>, leader: Option<NodeId>) -> d
             message: Some(node.status.message.clone()).filter(|message| !message.is_empty()),
             addr: Some(node.status.addr.to_string()),
         }),
-        manager_status: node.manager_addr.map(|addr| docker::ManagerStatus {
-            leader: (leader == Some(node.id)).then_some(true),
-            reachability: Some(match node.status.state {
-                NodeState::Ready => docker::Reachability::REACHABLE,
-                NodeState::Unknown => docker::Reachability::UNKNOWN,
-                NodeState::Down | NodeState::Disconnected => docker::Reachability::UNREACHABLE,
-            }),
-            addr: Some(addr.to_string()),
+        manager_status: node.manager.map(|manager| {
+            let reach = reach(manager.raft);
+            docker::ManagerStatus {
+                leader: reach.leads.then_some(true),
+                reachability: Some(match reach.reachable {
+                    true => docker::Reachability::REACHABLE,
+                    false => docker::Reachability::UNREACHABLE,
+                }),
+                addr: Some(manager.addr.to_string()),
+            }
         }),
     }
 }

@@ -3,6 +3,7 @@
 mod distribution;
 mod engine;
 mod events;
+mod leader;
 mod networks;
 mod nodes;
 mod services;
@@ -16,27 +17,33 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    middleware::from_fn,
+    middleware::{from_fn, from_fn_with_state},
     routing::{delete, get, post},
 };
 use store::{State, Store};
 
 use crate::{
     error::ApiError,
-    local_node::{LocalNode, MemberState},
+    local_node::{LocalNode, LocalStatus, MemberState},
     version,
 };
+
+pub use leader::Answers;
 
 /// What every handler gets.
 pub(crate) type Ctx = Arc<dyn LocalNode>;
 
 /// All routes, with and without a version in the path, for [`crate::serve`].
 pub fn router(node: Arc<dyn LocalNode>) -> Router {
+    let cluster = Router::new()
+        .merge(cluster())
+        .merge(objects())
+        .merge(networks())
+        .route_layer(from_fn_with_state(node.clone(), leader::lead));
     let routes = Router::new()
         .merge(system())
         .merge(swarm())
-        .merge(objects())
-        .merge(networks())
+        .merge(cluster)
         .merge(engine::routes())
         .route("/swarmnet/inspect/{table}", get(swarmnet::inspect))
         .route("/swarmnet/trace", get(swarmnet::trace))
@@ -59,13 +66,18 @@ fn system() -> Router<Ctx> {
 
 fn swarm() -> Router<Ctx> {
     Router::new()
-        .route("/swarm", get(swarm::inspect))
         .route("/swarm/init", post(swarm::init))
         .route("/swarm/join", post(swarm::join))
         .route("/swarm/leave", post(swarm::leave))
+        .route("/swarm/unlock", post(swarm::unlock))
+}
+
+fn cluster() -> Router<Ctx> {
+    Router::new()
+        .route("/swarm", get(swarm::inspect))
         .route("/swarm/update", post(swarm::update))
         .route("/swarm/unlockkey", get(swarm::unlock_key))
-        .route("/swarm/unlock", post(swarm::unlock))
+        .route("/swarmnet/inspect/nodes", get(swarmnet::nodes))
 }
 
 fn objects() -> Router<Ctx> {
@@ -100,7 +112,7 @@ fn networks() -> Router<Ctx> {
 pub(crate) fn store(node: &Ctx) -> Result<Store, ApiError> {
     match node.manager() {
         Some(manager) => Ok(manager.store().clone()),
-        None => Err(no_manager(node.status().state)),
+        None => Err(no_manager(&node.status())),
     }
 }
 
@@ -112,8 +124,8 @@ fn locked() -> ApiError {
     )
 }
 
-fn no_manager(state: MemberState) -> ApiError {
-    ApiError::unavailable(match state {
+fn no_manager(status: &LocalStatus) -> ApiError {
+    let sentence = match status.state {
         MemberState::Locked => return locked(),
         MemberState::Inactive | MemberState::Pending => {
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" \
@@ -125,7 +137,19 @@ fn no_manager(state: MemberState) -> ApiError {
              node to a manager."
         }
         MemberState::Manager => "The manager of this node is starting. Please try again.",
-    })
+    };
+    let managers: Vec<_> = status
+        .remote_managers
+        .iter()
+        .map(|manager| manager.addr.to_string())
+        .collect();
+    match (status.state, &managers[..]) {
+        (MemberState::Worker, [_, ..]) => ApiError::unavailable(format!(
+            "{sentence} The managers are at {}.",
+            managers.join(", ")
+        )),
+        _ => ApiError::unavailable(sentence),
+    }
 }
 
 /// The newest state of [`store()`].
@@ -136,11 +160,15 @@ pub(crate) fn state(node: &Ctx) -> Result<Arc<State>, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local_node::RemoteManager;
 
     #[test]
     fn who_is_no_manager_gets_swarms_sentence() {
         let sentence = |state| {
-            let err = no_manager(state);
+            let err = no_manager(&LocalStatus {
+                state,
+                ..LocalStatus::default()
+            });
             assert_eq!(err.status, 503);
             err.message
         };
@@ -152,5 +180,20 @@ mod tests {
             sentence(MemberState::Worker),
             "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
         );
+    }
+
+    #[test]
+    fn worker_names_the_managers() {
+        let managers = ["192.0.2.1:2377", "192.0.2.2:2377"].map(|addr| RemoteManager {
+            node: None,
+            addr: addr.parse().unwrap(),
+        });
+        let err = no_manager(&LocalStatus {
+            state: MemberState::Worker,
+            remote_managers: managers.into(),
+            ..LocalStatus::default()
+        });
+        let end = "The managers are at 192.0.2.1:2377, 192.0.2.2:2377.";
+        assert!(err.message.ends_with(end), "{err}");
     }
 }

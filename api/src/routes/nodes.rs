@@ -7,9 +7,9 @@ use axum::{
     extract::{Path, State},
 };
 use bollard_stubs::models as docker;
-use control::ops;
+use control::{Reach, ops};
 use model::{
-    object::Node,
+    object::{Node, RaftId},
     spec::{Labels, NodeRole},
 };
 
@@ -51,15 +51,29 @@ pub(super) async fn list(
             // Engines have no labels here.
             && filters.labels("label", &Labels::new())
     };
-    let leader = node.status().node;
+    let reach = reach(&node);
     let cluster = state.cluster().map(Arc::as_ref);
     Ok(Json(
         state
             .nodes()
             .filter(wanted)
-            .map(|node| convert::node(node, cluster, leader))
+            .map(|node| convert::node(node, cluster, &reach))
             .collect(),
     ))
+}
+
+/// What the manager here knows of the others.
+fn reach(local: &Ctx) -> impl Fn(RaftId) -> Reach {
+    let manager = local.manager();
+    move |id| {
+        manager.as_ref().map_or(
+            Reach {
+                leads: false,
+                reachable: false,
+            },
+            |manager| manager.reach(id),
+        )
+    }
 }
 
 fn role_word(role: NodeRole) -> &'static str {
@@ -97,7 +111,7 @@ pub(super) async fn inspect(
     let state = state(&local)?;
     let node = find(&local, &state, &reference)?;
     let cluster = state.cluster().map(Arc::as_ref);
-    Ok(Json(convert::node(&node, cluster, local.status().node)))
+    Ok(Json(convert::node(&node, cluster, reach(&local))))
 }
 
 pub(super) async fn update(

@@ -32,6 +32,10 @@ pub(super) async fn init(
     State(node): State<Ctx>,
     Body(init): Body<SwarmInit>,
 ) -> Result<Json<String>, ApiError> {
+    if init.request.force_new_cluster == Some(true) {
+        let advertise = address(init.request.advertise_addr.as_deref())?;
+        return Ok(Json(node.force_new_cluster(advertise).await?.to_string()));
+    }
     not_a_member(&node)?;
     let request = init_request(init)?;
     Ok(Json(node.init(request).await?.to_string()))
@@ -72,10 +76,7 @@ pub(super) async fn leave(State(node): State<Ctx>, params: Params) -> Result<(),
 /// What a manager that wants to leave is told.
 fn manager_must_force(node: &Ctx) -> ApiError {
     let managers = state(node).map_or(0, |state| {
-        state
-            .nodes()
-            .filter(|node| node.manager_addr.is_some())
-            .count()
+        state.nodes().filter(|node| node.manager.is_some()).count()
     });
     let consequence = if managers <= 1 {
         "Removing the last manager erases all current state of the swarm. Use `--force` to ignore \
@@ -144,9 +145,6 @@ pub const WRONG_KEY: &str = "swarm could not be unlocked: invalid key provided";
 
 fn init_request(init: SwarmInit) -> Result<InitRequest, ApiError> {
     let request = init.request;
-    if request.force_new_cluster == Some(true) {
-        return Err(ApiError::unsupported("ForceNewCluster"));
-    }
     let spec = request.spec.unwrap_or_default();
     let mut spec = convert::cluster_spec_from_docker(&spec, &ClusterSpec::default())?;
     spec.autolock |= init.auto_lock_managers;

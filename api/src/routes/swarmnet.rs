@@ -4,14 +4,14 @@ use axum::{
     Json,
     extract::{Path, Query, State, rejection::QueryRejection},
 };
-use model::inspect::{Table, TraceAnswer, TraceQuery};
+use model::inspect::{NodeRow, TraceAnswer, TraceQuery};
 use serde_json::Value;
 
 use super::Ctx;
 use crate::error::ApiError;
 
-/// `GET /swarmnet/inspect/{table}`: the rows of a table as a JSON array. `nodes` is the
-/// managers', the others are of this node's data plane.
+/// `GET /swarmnet/inspect/{table}`: the rows of a table of this node's data plane as a JSON array.
+/// `nodes` is the managers': [`nodes`].
 pub(super) async fn inspect(
     State(node): State<Ctx>,
     Path(table): Path<String>,
@@ -21,17 +21,14 @@ pub(super) async fn inspect(
             "no table `{table}`: want vips, dns, services, endpoints, backends, flows, drops or nodes"
         ))
     })?;
-    if table != Table::Nodes {
-        return node.inspect(table).await.map(Json);
-    }
+    node.inspect(table).await.map(Json)
+}
+
+/// `GET /swarmnet/inspect/nodes`: the nodes, and how far each follows.
+pub(super) async fn nodes(State(node): State<Ctx>) -> Result<Json<Vec<NodeRow>>, ApiError> {
     super::store(&node)?;
-    let rows = node
-        .manager()
-        .map(|manager| manager.node_rows())
-        .unwrap_or_default();
-    let rows = serde_json::to_value(rows)
-        .map_err(|err| ApiError::internal(format!("cannot encode the rows: {err}")))?;
-    Ok(Json(rows))
+    let rows = node.manager().map(|manager| manager.node_rows());
+    Ok(Json(rows.unwrap_or_default()))
 }
 
 /// `GET /swarmnet/trace`: where a packet would go from this node, and why. The query is a

@@ -9,8 +9,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bollard_stubs::models as docker;
+use store::Standing;
 
-use super::Ctx;
+use super::{Ctx, leader};
 use crate::{
     convert,
     local_node::{LocalStatus, MemberState},
@@ -141,8 +142,22 @@ pub(super) async fn info(State(node): State<Ctx>) -> Json<docker::SystemInfo> {
         live_restore_enabled: Some(true),
         security_options: Some(Vec::new()),
         swarm: Some(swarm_info(&node, &status)),
+        warnings: Some(warnings(&node)),
         ..Default::default()
     })
+}
+
+/// What the client prints below everything else.
+fn warnings(node: &Ctx) -> Vec<String> {
+    let Some(manager) = node.manager() else {
+        return Vec::new();
+    };
+    let store = manager.store();
+    if *store.standing().borrow() != Standing::Vacant {
+        return Vec::new();
+    }
+    let sentence = leader::no_quorum(store.unreachable()).message;
+    vec![format!("WARNING: {sentence}")]
 }
 
 fn swarm_info(node: &Ctx, status: &LocalStatus) -> docker::SwarmInfo {
@@ -170,7 +185,7 @@ fn swarm_info(node: &Ctx, status: &LocalStatus) -> docker::SwarmInfo {
     if let Ok(state) = super::state(node) {
         info.control_available = Some(true);
         info.nodes = Some(state.nodes().count() as i64);
-        let is_manager = |node: &&std::sync::Arc<model::object::Node>| node.manager_addr.is_some();
+        let is_manager = |node: &&std::sync::Arc<model::object::Node>| node.manager.is_some();
         info.managers = Some(state.nodes().filter(is_manager).count() as i64);
         info.cluster = state
             .cluster()

@@ -300,6 +300,8 @@ pub fn cluster(nodes: u32) -> NodeView {
     view.put(ViewObject::Cluster(ClusterView {
         id: ClusterId::from_raw(1),
         data_path: DataPathConfig::default(),
+        managers: Vec::new(),
+        role: None,
     }));
     for number in 1..=nodes {
         view.put(ViewObject::Peer(PeerView {

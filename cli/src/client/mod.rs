@@ -4,13 +4,18 @@ mod advice;
 mod objects;
 mod route;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     client::conn::http1,
-    header::{CONTENT_TYPE, HOST},
+    header::{CONTENT_TYPE, HOST, HeaderValue, WARNING},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
@@ -53,11 +58,16 @@ impl ClientError {
 #[derive(Debug, Clone)]
 pub struct Client {
     host: Host,
+    /// Shared by clones: one command.
+    warned: Arc<AtomicBool>,
 }
 
 impl Client {
     pub fn new(host: Host) -> Self {
-        Self { host }
+        Self {
+            host,
+            warned: Arc::default(),
+        }
     }
 
     /// # Errors
@@ -127,6 +137,7 @@ impl Client {
             }
         };
         if answer.status().is_success() {
+            self.warn(&answer);
             return Ok(answer);
         }
         let status = answer.status();
@@ -135,6 +146,16 @@ impl Client {
             status,
             message: refusal(status, &bytes),
         })
+    }
+
+    /// Shows what the daemon warns of, once a command.
+    fn warn(&self, answer: &Response<Incoming>) {
+        let text = answer.headers().get(WARNING).and_then(warning);
+        if let Some(text) = text
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            eprintln!("WARNING: {text}");
+        }
     }
 
     async fn exchange(
@@ -181,6 +202,12 @@ impl Client {
             cause,
         }
     }
+}
+
+/// The text of `110 agent "text"` (RFC 7234 section 5.5).
+fn warning(header: &HeaderValue) -> Option<&str> {
+    let (_, quoted) = header.to_str().ok()?.split_once('"')?;
+    quoted.strip_suffix('"')
 }
 
 fn encode(body: &impl Serialize) -> Bytes {
@@ -233,6 +260,16 @@ mod tests {
             text(r#"{"message":"Use \"docker swarm init\"."}"#),
             "Use \"swarmnet init\"."
         );
+    }
+
+    #[test]
+    fn warning_is_the_quoted_text() {
+        let text = |value| warning(&HeaderValue::from_static(value)).map(str::to_owned);
+        assert_eq!(
+            text("110 swarmnet \"this may be stale\""),
+            Some("this may be stale".to_owned())
+        );
+        assert_eq!(text("110 swarmnet"), None);
     }
 
     #[tokio::test]

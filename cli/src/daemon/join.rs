@@ -10,17 +10,23 @@ use std::{
 
 use api::{ApiError, Remote};
 use ca::{BACKDATE, CaError, Connector, NodeCertificate, NodeKey, NodeTls, Roots};
-use hyper::StatusCode;
 use jiff::Timestamp;
 use model::{
     rpc::{
         AuthorityClient, JoinRequest, JoinResponse, LeaveRequest, MembershipClient, RootRequest,
+        leader_named,
     },
     token::JoinToken,
 };
-use tonic::{Code, Status};
+use tokio::time::Instant;
+use tonic::{Code, Response, Status, transport::Channel};
 
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// A manager that leaves is waited for by the others, and so are its tasks' flows.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// For managers to have a leader.
+const ELECTION_WAIT: Duration = Duration::from_secs(5);
+/// Between attempts.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// A node that was taken in.
 #[derive(Debug)]
@@ -105,23 +111,77 @@ fn check_clock(
 /// In words, when none could be told.
 pub async fn leave(managers: &[SocketAddrV4], tls: &NodeTls) -> Result<(), String> {
     let connector = Connector::member(tls);
+    // Whether a manager may leave was settled by the API.
+    let request = LeaveRequest { force: true };
     let mut failure = "no manager is known".to_owned();
     for addr in managers {
-        let told = async {
-            let channel = net::dial(&connector, *addr).await;
-            let mut client = MembershipClient::new(channel.map_err(|err| err.to_string())?);
-            let left = client.leave(LeaveRequest {}).await;
-            left.map_err(|status| {
-                net::refused_certificate(&status).unwrap_or_else(|| status.message().to_owned())
-            })
-        };
-        match tokio::time::timeout(CALL_TIMEOUT, told).await {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(err)) => failure = err,
-            Err(_) => failure = format!("manager {addr} does not answer"),
+        let told = at_leader(&connector, *addr, |mut client: Client| async move {
+            client.leave(request).await
+        });
+        match told.await {
+            Ok(_) => return Ok(()),
+            Err(Refusal::Unreachable(err)) => failure = err,
+            Err(Refusal::Refused(status)) => failure = because(&status),
         }
     }
     Err(failure)
+}
+
+fn because(status: &Status) -> String {
+    net::refused_certificate(status).unwrap_or_else(|| status.message().to_owned())
+}
+
+type Client = MembershipClient<Channel>;
+
+/// Why the leader did not do it.
+enum Refusal {
+    /// Another manager may know it.
+    Unreachable(String),
+    Refused(Status),
+}
+
+/// Calls one manager, and whom it names as the leader, while an election lasts. Gives the address of
+/// the one that answered.
+async fn at_leader<T, Call>(
+    connector: &Connector,
+    first: SocketAddrV4,
+    call: impl Fn(Client) -> Call,
+) -> Result<(SocketAddrV4, T), Refusal>
+where
+    Call: Future<Output = Result<Response<T>, Status>>,
+{
+    let give_up = Instant::now() + ELECTION_WAIT;
+    let asked = async {
+        let mut addr = first;
+        loop {
+            let failure = match net::dial(connector, addr).await {
+                Ok(channel) => match call(Client::new(channel)).await {
+                    Ok(answer) => return Ok((addr, answer.into_inner())),
+                    Err(status) => match leader_named(&status) {
+                        Some(leader) if leader != addr => {
+                            addr = leader;
+                            continue;
+                        }
+                        _ if status.code() == Code::Unavailable => status.message().to_owned(),
+                        _ => return Err(Refusal::Refused(status)),
+                    },
+                },
+                Err(err) if addr == first => return Err(Refusal::Unreachable(err.to_string())),
+                Err(err) => err.to_string(),
+            };
+            if Instant::now() >= give_up {
+                return Err(Refusal::Unreachable(failure));
+            }
+            addr = first;
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    match tokio::time::timeout(CALL_TIMEOUT, asked).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Refusal::Unreachable(format!(
+            "manager {first} does not answer"
+        ))),
+    }
 }
 
 enum Failed {
@@ -139,10 +199,14 @@ async fn ask(
     let addr = look_up(remote).await.map_err(Failed::Unreachable)?;
     let root = fetch_root(addr, token).await?;
     let connector = Connector::joiner(&root).map_err(|err| broken(&err))?;
-    let channel = net::dial(&connector, addr).await.map_err(unreachable)?;
-    let mut client = MembershipClient::new(channel);
-    let response = in_time(addr, client.join(request.clone())).await?;
-    Ok((addr, response.into_inner()))
+    let asked = at_leader(&connector, addr, |mut client: Client| {
+        let request = request.clone();
+        async move { client.join(request).await }
+    });
+    asked.await.map_err(|refusal| match refusal {
+        Refusal::Unreachable(text) => Failed::Unreachable(ApiError::unavailable(text)),
+        Refusal::Refused(status) => Failed::Refused(ApiError::internal(status.message())),
+    })
 }
 
 /// The cluster's root, when it is the one that the token was made for.
@@ -171,7 +235,9 @@ async fn in_time<T>(
             "manager {addr} cannot take this node in: {}",
             status.message()
         ))),
-        Ok(answer) => answer.map_err(|status| Failed::Refused(refusal(&status))),
+        Ok(answer) => {
+            answer.map_err(|status| Failed::Refused(ApiError::internal(status.message())))
+        }
     }
 }
 
@@ -198,14 +264,6 @@ async fn look_up(remote: &Remote) -> Result<SocketAddrV4, ApiError> {
     found
         .next()
         .ok_or_else(|| ApiError::unavailable(format!("manager `{host}` has no IPv4 address")))
-}
-
-fn refusal(status: &Status) -> ApiError {
-    let message = status.message();
-    match status.code() {
-        Code::Unimplemented => ApiError::new(StatusCode::NOT_IMPLEMENTED, message),
-        _ => ApiError::internal(message),
-    }
 }
 
 #[cfg(test)]

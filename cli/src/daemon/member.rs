@@ -9,6 +9,7 @@ use std::{
 
 use agent::Credentials;
 use anyhow::{Context, Result};
+use model::rpc::MANAGER_PORT;
 use serde::{Deserialize, Serialize};
 
 use super::private;
@@ -19,6 +20,9 @@ pub struct Member {
     pub credentials: Credentials,
     /// On managers only.
     pub manager: Option<ManagerAddrs>,
+    /// Where a manager of this node would listen, if the user said so when it joined.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
 }
 
 /// Where this node's manager is.
@@ -30,6 +34,16 @@ pub struct ManagerAddrs {
 }
 
 impl Member {
+    /// Where a manager of this node is to be, should it get one.
+    pub fn manager_addrs(&self) -> ManagerAddrs {
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], MANAGER_PORT));
+        let listen = self.listen.unwrap_or(everywhere);
+        ManagerAddrs {
+            listen,
+            advertised: SocketAddrV4::new(self.credentials.addr, listen.port()),
+        }
+    }
+
     fn path(state_dir: &Path) -> PathBuf {
         state_dir.join("member.json")
     }
@@ -87,6 +101,7 @@ mod tests {
                 listen: "0.0.0.0:2377".parse().unwrap(),
                 advertised: addr,
             }),
+            listen: None,
         }
     }
 

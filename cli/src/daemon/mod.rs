@@ -18,8 +18,6 @@ mod precedence;
 mod private;
 mod renewal;
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -52,7 +50,7 @@ async fn serve(config: DaemonConfig) -> Result<()> {
     // From here on a signal is waited for, not deadly: a half-made start is undone in order.
     let mut signals = Signals::new()?;
     let socket = config.socket();
-    let node = Arc::new(Node::new(config));
+    let node = Node::new(config);
     let stop = CancellationToken::new();
     let outcome = async {
         node.resume().await?;

@@ -6,17 +6,18 @@ use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
-use agent::{Agent, AgentConfig, Credentials};
-use anyhow::{Context, Result};
+use agent::{Agent, AgentConfig, Applied, Credentials};
+use anyhow::{Context, Result, ensure};
 use api::{
-    ApiError, Host, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus, MemberState,
-    PortUser, RemoteManager,
+    Answers, ApiError, Host, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus,
+    MemberState, PortUser, RemoteManager,
 };
 use ca::{CaError, NodeKey, NodeTls};
-use control::{InitOptions, Manager, ManagerConfig, ManagerError, NodeCredentials};
+use control::{Candidate, InitOptions, Manager, ManagerConfig, ManagerError, NodeCredentials};
 use hyper::StatusCode;
 use jiff::Timestamp;
 use model::{
@@ -24,9 +25,9 @@ use model::{
     inspect::{Table, TraceAnswer, TraceQuery},
     object::NodeDescription,
     rpc::{JoinRequest, MANAGER_PORT},
-    spec::Protocol,
+    spec::{NodeRole, Protocol},
 };
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 use vault::{KeyFile, KeyFileError, UnlockKey};
@@ -42,9 +43,16 @@ use super::{
     renewal::{self, Signer},
 };
 
+/// For a new manager to take part, before the user is told that it goes on without them.
+const MANAGER_WAIT: Duration = Duration::from_secs(20);
+/// Between attempts to become what the managers say.
+const ROLE_RETRY: Duration = Duration::from_secs(1);
+
 /// The daemon's one node.
 pub struct Node {
     config: DaemonConfig,
+    /// For what outlives a call.
+    me: Weak<Self>,
     /// What the API asks for without waiting. Changed only while `agent` is held for writing.
     seen: Mutex<Seen>,
     /// Held for writing while the node joins, leaves, starts or stops, so that these exclude each
@@ -60,6 +68,8 @@ struct Seen {
     manager: Option<Manager>,
     /// Ends the renewal of the certificate when it goes.
     renewal: Option<DropGuard>,
+    /// What the managers last told.
+    told: Option<watch::Receiver<Applied>>,
 }
 
 /// Who the node is in its cluster, and its proof.
@@ -70,12 +80,13 @@ struct Membership {
 }
 
 impl Node {
-    pub fn new(config: DaemonConfig) -> Self {
-        Self {
+    pub fn new(config: DaemonConfig) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
             config,
+            me: me.clone(),
             seen: Mutex::default(),
             agent: RwLock::default(),
-        }
+        })
     }
 
     /// Takes up the membership that the disk knows of.
@@ -105,13 +116,7 @@ impl Node {
         let tls = NodeTls::new(certificate)?;
         let member = Membership { member, tls };
         let manager = match member.member.manager {
-            Some(addrs) => {
-                let config = ManagerConfig {
-                    unlock,
-                    ..self.manager_config(addrs.listen)
-                };
-                Some(Manager::open(config, member.tls.clone()).await?)
-            }
+            Some(addrs) => Some(self.open_manager(&member, addrs, unlock).await?),
             None => None,
         };
         let started = self.start_agent(&member).await;
@@ -141,12 +146,12 @@ impl Node {
     fn see(&self, member: Option<Membership>, manager: Option<Manager>) {
         let renewal = member.as_ref();
         let renewal = renewal.map(|member| self.start_renewal(member, manager.clone()));
-        *self.seen() = Seen {
-            locked: None,
-            member,
-            manager,
-            renewal,
-        };
+        let mut seen = self.seen();
+        if member.is_none() {
+            seen.told = None;
+        }
+        seen.locked = None;
+        (seen.member, seen.manager, seen.renewal) = (member, manager, renewal);
     }
 
     /// Ends what goes on beside the agent.
@@ -157,10 +162,11 @@ impl Node {
     }
 
     fn start_renewal(&self, membership: &Membership, manager: Option<Manager>) -> DropGuard {
-        let managers = membership.member.credentials.managers.clone();
-        let signer = move || match &manager {
-            Some(manager) => Signer::Own(manager.clone()),
-            None => Signer::Others(managers.clone()),
+        let (me, credentials) = (self.me.clone(), membership.member.credentials.clone());
+        let signer = move || match (&manager, me.upgrade()) {
+            (Some(manager), _) => Signer::Own(manager.clone()),
+            (None, Some(node)) => Signer::Others(node.managers(&credentials)),
+            (None, None) => Signer::Others(credentials.managers.clone()),
         };
         let cancel = CancellationToken::new();
         let (tls, certificates) = (membership.tls.clone(), self.certificates());
@@ -174,11 +180,144 @@ impl Node {
     }
 
     fn manager_config(&self, listen_addr: SocketAddr) -> ManagerConfig {
+        let me = self.me.upgrade().expect("a method of it runs");
         ManagerConfig {
             state_dir: self.config.manager_dir(),
             listen_addr,
             unlock: None,
+            // The manager's end, which the node sees to, ends this circle.
+            api: Arc::new(Answers::new(me)),
         }
+    }
+
+    /// The manager that ran here before; one that did not get as far as knowing the cluster goes on
+    /// asking for it.
+    async fn open_manager(
+        &self,
+        member: &Membership,
+        addrs: ManagerAddrs,
+        unlock: Option<UnlockKey>,
+    ) -> Result<Manager> {
+        let config = ManagerConfig {
+            unlock,
+            ..self.manager_config(addrs.listen)
+        };
+        match Manager::open(config, member.tls.clone()).await {
+            Err(ManagerError::NoCluster(_)) => Ok(self.join_managers(member, addrs).await?),
+            opened => Ok(opened?),
+        }
+    }
+
+    async fn join_managers(
+        &self,
+        membership: &Membership,
+        addrs: ManagerAddrs,
+    ) -> Result<Manager, ManagerError> {
+        let candidate = Candidate {
+            tls: membership.tls.clone(),
+            addr: addrs.advertised,
+            managers: self.managers(&membership.member.credentials),
+        };
+        Manager::join(self.manager_config(addrs.listen), candidate).await
+    }
+
+    /// Those of the view, then those that the node joined by.
+    fn managers(&self, credentials: &Credentials) -> Vec<SocketAddrV4> {
+        let told = self.seen().told.clone();
+        let mut managers = told.map_or_else(Vec::new, |told| {
+            let view = told.borrow().view.clone();
+            let cluster = view.cluster.as_ref();
+            cluster.map_or_else(Vec::new, |cluster| cluster.managers.clone())
+        });
+        for addr in &credentials.managers {
+            if !managers.contains(addr) {
+                managers.push(*addr);
+            }
+        }
+        managers
+    }
+
+    /// Follows what the managers make of this node, until its agent ends.
+    fn follow_role(&self, mut told: watch::Receiver<Applied>) {
+        let me = self.me.clone();
+        tokio::spawn(async move {
+            loop {
+                let view = told.borrow_and_update().view.clone();
+                let role = view.cluster.as_ref().and_then(|cluster| cluster.role);
+                let Some(node) = me.upgrade() else {
+                    return;
+                };
+                let taken = match role {
+                    Some(role) => node.take_role(role).await,
+                    None => Ok(()),
+                };
+                drop(node);
+                let ended = match taken {
+                    Ok(()) => told.changed().await.is_err(),
+                    Err(err) => {
+                        warn!("cannot become a {role:?}: {err:#}; trying again");
+                        tokio::time::sleep(ROLE_RETRY).await;
+                        told.has_changed().is_err()
+                    }
+                };
+                if ended {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Starts the node's manager, or ends it, when the managers say so.
+    async fn take_role(&self, role: NodeRole) -> Result<()> {
+        let agent = self.agent.write().await;
+        let member = self.seen().member.clone();
+        let (Some(mut membership), true) = (member, agent.is_some()) else {
+            return Ok(());
+        };
+        match (role, membership.member.manager) {
+            (NodeRole::Manager, None) => {
+                self.be_certified_as(role, &membership).await?;
+                let addrs = membership.member.manager_addrs();
+                let manager = self.join_managers(&membership, addrs).await?;
+                let vault = Some(manager.store().data_key());
+                let certificates = self.certificates();
+                let sealed = membership.tls.with(|own| certificates.save(own, vault));
+                membership.member.manager = Some(addrs);
+                let saved = membership.member.save(&self.config.state_dir).and(sealed);
+                self.see(Some(membership), Some(manager));
+                info!("this node was promoted to a manager");
+                saved
+            }
+            (NodeRole::Worker, Some(_)) => {
+                // The others go on without it already. Its key file goes with it.
+                let certificates = self.certificates();
+                membership.tls.with(|own| certificates.save(own, None))?;
+                let manager = self.take_manager();
+                if let Some(manager) = manager {
+                    manager.shutdown().await;
+                }
+                membership.member.manager = None;
+                membership.member.save(&self.config.state_dir)?;
+                self.see(Some(membership), None);
+                remove_dir(&self.config.manager_dir())?;
+                info!("this node was demoted to a worker");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The others believe a manager by its certificate.
+    async fn be_certified_as(&self, role: NodeRole, membership: &Membership) -> Result<()> {
+        let Membership { member, tls } = membership;
+        let signer = Signer::Others(self.managers(&member.credentials));
+        renewal::renew(tls, &self.certificates(), signer).await?;
+        let certified = tls.with(|own| own.identity().role);
+        ensure!(
+            certified == role,
+            "the manager that certified this node knows nothing of its new role yet"
+        );
+        Ok(())
     }
 
     async fn start_agent(&self, membership: &Membership) -> Result<Agent> {
@@ -194,9 +333,12 @@ impl Node {
             description: description(),
         };
         let Membership { member, tls } = membership.clone();
-        Agent::start(config, member.credentials, tls, CancellationToken::new())
+        let agent = Agent::start(config, member.credentials, tls, CancellationToken::new())
             .await
-            .context("the agent does not start")
+            .context("the agent does not start")?;
+        self.seen().told = Some(agent.applied());
+        self.follow_role(agent.applied());
+        Ok(agent)
     }
 
     async fn init(&self, request: InitRequest) -> Result<NodeId, ApiError> {
@@ -242,6 +384,9 @@ impl Node {
         if let Some(vtep) = data_path.or(advertise) {
             addresses::check_local(vtep, &have).map_err(invalid_addr)?;
         }
+        let listen_port = params.listen.port.unwrap_or(MANAGER_PORT);
+        let listen = resolve(&params.listen.host, &have)?;
+        let listen = SocketAddr::from((listen, listen_port));
         let key = NodeKey::generate().map_err(no_key)?;
         let request = JoinRequest {
             token: params.token,
@@ -252,18 +397,93 @@ impl Node {
             availability: params.availability,
         };
         let joined = join::join(&params.remotes, &request, key).await?;
-        let member = joined_member(joined)?;
-        match self.enter(&member, None).await {
-            Ok(started) => {
+        let member = joined_member(joined, listen)?;
+        match self.enter_as_certified(member.clone()).await {
+            Ok((started, member, manager)) => {
                 *agent = Some(started);
-                self.see(Some(member), None);
-                Ok(())
+                self.see(Some(member), manager.clone());
+                drop(agent);
+                wait_for_part(manager).await
             }
             Err(err) => {
-                tell_managers(&member).await;
+                self.tell_managers(&member).await;
                 Err(self.undo_files(err))
             }
         }
+    }
+
+    /// Starts the manager, if the node is certified as one, and the agent.
+    async fn enter_as_certified(
+        &self,
+        mut membership: Membership,
+    ) -> Result<(Agent, Membership, Option<Manager>), ApiError> {
+        let mut manager = None;
+        if membership.tls.with(|own| own.identity().role) == NodeRole::Manager {
+            // What an earlier start left that never got as far as being a member.
+            remove_dir(&self.config.manager_dir())?;
+            let addrs = membership.member.manager_addrs();
+            let joined = self.join_managers(&membership, addrs).await;
+            manager = Some(joined.map_err(manager_error)?);
+            membership.member.manager = Some(addrs);
+        }
+        match self.enter(&membership, manager.as_ref()).await {
+            Ok(agent) => Ok((agent, membership, manager)),
+            Err(err) => {
+                if let Some(manager) = manager {
+                    manager.shutdown().await;
+                }
+                Err(err)
+            }
+        }
+    }
+
+    async fn force_new_cluster(&self, advertise: Option<&HostPort>) -> Result<NodeId, ApiError> {
+        let _agent = self.agent.write().await;
+        let member = self.seen().member.clone();
+        let Some((mut membership, addrs)) = member.and_then(|membership| {
+            let addrs = membership.member.manager?;
+            Some((membership, addrs))
+        }) else {
+            return Err(ApiError::unavailable(
+                "no manager has run on this node: --force-new-cluster goes on from the state of a \
+                 manager that survived, so use it there",
+            ));
+        };
+        let have = addresses::list().map_err(invalid_addr)?;
+        let addr = advertised(advertise, &have)?.unwrap_or(*addrs.advertised.ip());
+        let port = advertise.and_then(|advertise| advertise.port);
+        let advertised = SocketAddrV4::new(addr, port.unwrap_or(addrs.advertised.port()));
+        let node = membership.member.credentials.node;
+        let former = self.take_manager();
+        let unlock = former.as_ref().and_then(|former| {
+            let state = former.store().state();
+            state.cluster()?.unlock_key.clone()
+        });
+        if let Some(former) = former {
+            former.shutdown().await;
+        }
+        let config = ManagerConfig {
+            unlock: unlock.clone(),
+            ..self.manager_config(addrs.listen)
+        };
+        let outcome = Manager::force_new(config, membership.tls.clone(), advertised).await;
+        let (manager, outcome) = match outcome {
+            Ok(manager) => {
+                membership.member.manager = Some(ManagerAddrs {
+                    advertised,
+                    ..addrs
+                });
+                let saved = membership.member.save(&self.config.state_dir);
+                (Some(manager), saved.map_err(|err| format!("{err:#}")))
+            }
+            // As it was, as far as possible.
+            Err(err) => (
+                self.open_manager(&membership, addrs, unlock).await.ok(),
+                Err(err.to_string()),
+            ),
+        };
+        self.see(Some(membership), manager);
+        outcome.map(|()| node).map_err(ApiError::internal)
     }
 
     /// Keeps the membership and starts the agent.
@@ -325,9 +545,9 @@ impl Node {
         let Some(member) = self.seen().member.clone() else {
             return Err(ApiError::unavailable("This node is not part of a swarm"));
         };
-        if member.member.manager.is_none() {
+        if self.has_other_managers(&member.member) {
             // Before the tasks stop, so that the others stop sending to them first.
-            tell_managers(&member).await;
+            self.tell_managers(&member).await;
         }
         let left = match agent.take() {
             Some(agent) => agent.leave().await,
@@ -347,22 +567,44 @@ impl Node {
             .and(forgotten)
             .map_err(|err| ApiError::internal(format!("{err:#}")))
     }
-}
 
-fn is_locked(err: &anyhow::Error) -> bool {
-    matches!(err.downcast_ref(), Some(KeyFileError::Locked(_)))
-}
+    /// Whether somebody is left to be told when the node leaves.
+    fn has_other_managers(&self, member: &Member) -> bool {
+        let Some(manager) = self.seen().manager.clone() else {
+            return true;
+        };
+        let state = manager.store().state();
+        state
+            .nodes()
+            .any(|node| node.manager.is_some() && node.id != member.credentials.node)
+    }
 
-/// A manager that cannot be told finds out by the missing heartbeats.
-async fn tell_managers(membership: &Membership) {
-    let managers = &membership.member.credentials.managers;
-    if let Err(err) = join::leave(managers, &membership.tls).await {
-        warn!("cannot tell the managers that this node leaves: {err}");
+    /// A manager that cannot be told finds out by the missing heartbeats.
+    async fn tell_managers(&self, membership: &Membership) {
+        let managers = self.managers(&membership.member.credentials);
+        if let Err(err) = join::leave(&managers, &membership.tls).await {
+            warn!("cannot tell the managers that this node leaves: {err}");
+        }
     }
 }
 
 fn no_key(err: CaError) -> ApiError {
     ApiError::internal(err.to_string())
+}
+
+/// Waits until a node that joined as a manager has a vote.
+async fn wait_for_part(manager: Option<Manager>) -> Result<(), ApiError> {
+    let Some(manager) = manager else {
+        return Ok(());
+    };
+    let waited = tokio::time::timeout(MANAGER_WAIT, manager.takes_part()).await;
+    waited.map_err(|_| {
+        ApiError::unavailable(
+            "Timeout was reached before node joined. The attempt to join the swarm will continue in \
+             the background. Use the \"docker info\" command to see the current swarm status of \
+             your node.",
+        )
+    })
 }
 
 /// The addresses of a new cluster's first node.
@@ -449,12 +691,13 @@ fn first_member(
             vtep: credentials.vtep,
             managers: vec![SocketAddrV4::new(near, listen.port())],
         },
+        listen: None,
     };
     let tls = credentials.tls;
     Membership { member, tls }
 }
 
-fn joined_member(joined: Joined) -> Result<Membership, ApiError> {
+fn joined_member(joined: Joined, listen: SocketAddr) -> Result<Membership, ApiError> {
     let response = joined.response;
     let member = Member {
         credentials: Credentials {
@@ -465,6 +708,7 @@ fn joined_member(joined: Joined) -> Result<Membership, ApiError> {
             managers: vec![joined.manager],
         },
         manager: None,
+        listen: Some(listen),
     };
     let tls = NodeTls::new(joined.certificate).map_err(no_key)?;
     Ok(Membership { member, tls })
@@ -480,6 +724,10 @@ fn remove_dir(path: &Path) -> Result<(), ApiError> {
     }
 }
 
+fn is_locked(err: &anyhow::Error) -> bool {
+    matches!(err.downcast_ref(), Some(KeyFileError::Locked(_)))
+}
+
 /// What a locked manager tells of itself.
 fn locked_status(member: &Member) -> LocalStatus {
     LocalStatus {
@@ -490,25 +738,11 @@ fn locked_status(member: &Member) -> LocalStatus {
     }
 }
 
-fn status(membership: Option<&Membership>) -> LocalStatus {
+fn status(membership: Option<&Membership>, remote_managers: Vec<RemoteManager>) -> LocalStatus {
     let Some(Membership { member, tls }) = membership else {
         return LocalStatus::default();
     };
     let credentials = &member.credentials;
-    let remote_managers = match &member.manager {
-        Some(addrs) => vec![RemoteManager {
-            node: Some(credentials.node),
-            addr: addrs.advertised,
-        }],
-        None => credentials
-            .managers
-            .iter()
-            .map(|addr| RemoteManager {
-                node: None,
-                addr: *addr,
-            })
-            .collect(),
-    };
     LocalStatus {
         state: match member.manager {
             Some(_) => MemberState::Manager,
@@ -523,10 +757,31 @@ fn status(membership: Option<&Membership>) -> LocalStatus {
     }
 }
 
+/// The managers that the node knows of: by the store on a manager, elsewhere by what it was told.
+fn remote_managers(manager: Option<&Manager>, addrs: Vec<SocketAddrV4>) -> Vec<RemoteManager> {
+    let Some(manager) = manager else {
+        let remote = |addr| RemoteManager { node: None, addr };
+        return addrs.into_iter().map(remote).collect();
+    };
+    let state = manager.store().state();
+    let managers = state.nodes().filter_map(|node| {
+        let addr = node.manager?.addr;
+        Some(RemoteManager {
+            node: Some(node.id),
+            addr,
+        })
+    });
+    managers.collect()
+}
+
 #[async_trait::async_trait]
 impl LocalNode for Node {
     async fn init(&self, request: InitRequest) -> Result<NodeId, ApiError> {
         Node::init(self, request).await
+    }
+
+    async fn force_new_cluster(&self, advertise: Option<HostPort>) -> Result<NodeId, ApiError> {
+        Node::force_new_cluster(self, advertise.as_ref()).await
     }
 
     async fn join(&self, params: JoinParams) -> Result<(), ApiError> {
@@ -543,11 +798,22 @@ impl LocalNode for Node {
     }
 
     fn status(&self) -> LocalStatus {
-        let seen = self.seen();
-        match &seen.locked {
-            Some(member) => locked_status(member),
-            None => status(seen.member.as_ref()),
+        let (locked, member, manager) = {
+            let seen = self.seen();
+            (
+                seen.locked.clone(),
+                seen.member.clone(),
+                seen.manager.clone(),
+            )
+        };
+        if let Some(member) = locked {
+            return locked_status(&member);
         }
+        let managers = member.as_ref().map_or_else(Vec::new, |member| {
+            let addrs = self.managers(&member.member.credentials);
+            remote_managers(manager.as_ref(), addrs)
+        });
+        status(member.as_ref(), managers)
     }
 
     fn manager(&self) -> Option<Manager> {
@@ -640,7 +906,7 @@ mod tests {
 
     #[test]
     fn status_follows_the_membership() {
-        assert_eq!(status(None), LocalStatus::default());
+        assert_eq!(status(None, Vec::new()), LocalStatus::default());
         let credentials = NodeCredentials {
             node: NodeId::generate(),
             cluster: model::ClusterId::generate(),
@@ -654,17 +920,19 @@ mod tests {
             member.member.credentials.managers,
             ["127.0.0.1:2377".parse().unwrap()]
         );
-        let manager = status(Some(&member));
+        let manager = status(Some(&member), Vec::new());
         assert_eq!(
             (manager.state, manager.node),
             (MemberState::Manager, Some(node))
         );
-        assert_eq!(
-            manager.remote_managers[0].addr,
-            "192.0.2.1:9".parse().unwrap()
-        );
+        let addrs = member.member.manager_addrs();
+        assert_eq!(addrs.advertised, "192.0.2.1:2377".parse().unwrap());
         member.member.manager = None;
-        let worker = status(Some(&member));
-        assert_eq!(worker.state, MemberState::Worker);
+        let told = remote_managers(None, vec![addrs.advertised]);
+        let worker = status(Some(&member), told.clone());
+        assert_eq!(
+            (worker.state, worker.remote_managers),
+            (MemberState::Worker, told)
+        );
     }
 }

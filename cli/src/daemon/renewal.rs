@@ -116,11 +116,25 @@ async fn ask_one(tls: &NodeTls, addr: SocketAddrV4, request: RenewRequest) -> Re
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
 
-    use control::{InitOptions, ManagerConfig, NodeCredentials};
-    use model::{object::DataPathConfig, spec::ClusterSpec};
+    use control::{ApiHandler, InitOptions, ManagerConfig, NodeCredentials};
+    use model::{
+        object::DataPathConfig,
+        rpc::{ApiRequest, ApiResponse},
+        spec::ClusterSpec,
+    };
     use tempfile::TempDir;
 
     use super::*;
+
+    /// No other manager forwards anything.
+    struct Alone;
+
+    #[async_trait::async_trait]
+    impl ApiHandler for Alone {
+        async fn answer(&self, request: ApiRequest) -> ApiResponse {
+            panic!("{} was forwarded", request.uri)
+        }
+    }
 
     /// A manager whose certificates live for a few seconds.
     async fn manager(dir: &TempDir, expiry: Duration) -> (Manager, NodeCredentials) {
@@ -128,6 +142,7 @@ mod tests {
             state_dir: dir.path().join("manager"),
             listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             unlock: None,
+            api: std::sync::Arc::new(Alone),
         };
         let init = InitOptions {
             spec: ClusterSpec {

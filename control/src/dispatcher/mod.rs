@@ -22,4 +22,4 @@ mod statuses;
 pub(crate) use hub::Hub;
 pub(crate) use rounds::run as run_rounds;
 pub(crate) use service::DispatcherService;
-pub(crate) use statuses::{run as run_statuses, sink as status_sink};
+pub(crate) use statuses::{StatusSink, StatusSource, run as run_statuses, sink as status_sink};

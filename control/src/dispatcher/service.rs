@@ -1,4 +1,4 @@
-//! The gRPC service: takes sessions in, and sees to it that they end with the manager.
+//! The gRPC service: takes sessions in, and sees to it that they end with the office.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -7,29 +7,20 @@ use model::{
     feed::{AgentMessage, ManagerMessage},
     rpc::Dispatcher,
 };
-use store::Store;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{hub::Hub, session, statuses::StatusSink};
-use crate::{access::caller, liveness::Liveness};
+use super::session;
+use crate::{access::caller, office::Offices};
 
 /// Messages on their way to an agent; its session waits when it is full.
 const OUTBOX_MAX: usize = 16;
 
-/// What every session needs.
+/// Takes sessions in where the office is.
 #[derive(Clone)]
 pub(crate) struct DispatcherService {
-    pub(crate) store: Store,
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) liveness: Arc<Liveness>,
-    pub(crate) statuses: StatusSink,
-    /// Cancelled when the manager stops.
-    pub(crate) cancel: CancellationToken,
-    /// Sessions, so that the manager can wait for their end.
-    pub(crate) sessions: TaskTracker,
+    pub(crate) offices: Offices,
 }
 
 #[tonic::async_trait]
@@ -42,13 +33,11 @@ impl Dispatcher for DispatcherService {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        if self.cancel.is_cancelled() {
-            return Err(session::stopping());
-        }
+        let office = self.offices.get()?;
         let caller = caller(&request)?;
         let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
-        let session = session::run(self.clone(), caller, request.into_inner(), outbox);
-        self.sessions.spawn(session);
+        let session = session::run(Arc::clone(&office), caller, request.into_inner(), outbox);
+        office.tasks.spawn(session);
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }

@@ -17,11 +17,11 @@ use super::{
     flight::Flight,
     hub::{News, Pending, Round, Seat, Work},
     ledger::Ledger,
-    service::DispatcherService,
 };
 use crate::{
     access::{expired, is_member, not_a_member},
     liveness::{cluster_period, grace, session_period},
+    office::Office,
     projection::{Projection, Touch, networks_of_node},
     rotation::roots_pem,
 };
@@ -34,21 +34,21 @@ const DRIFT_MAX: u32 = 2;
 
 type Outbox = mpsc::Sender<Result<ManagerMessage, Status>>;
 
-pub(crate) fn stopping() -> Status {
-    Status::unavailable("this manager is stopping; try again")
+fn leaving_office() -> Status {
+    Status::unavailable("this manager does not lead any more; try again")
 }
 
 /// Serves one session to its end, and tells the agent why it ended.
 pub(crate) async fn run(
-    service: DispatcherService,
+    office: Arc<Office>,
     caller: Arc<Identity>,
     mut inbound: Streaming<AgentMessage>,
     outbox: Outbox,
 ) {
-    let refusal = match greet(&service, &mut inbound).await {
+    let refusal = match greet(&office, &mut inbound).await {
         Ok(hello) => {
             let span = info_span!("session", node.id = %caller.node);
-            serve(service, &caller, hello, inbound, &outbox)
+            serve(office, &caller, hello, inbound, &outbox)
                 .instrument(span)
                 .await
         }
@@ -61,13 +61,10 @@ pub(crate) async fn run(
 }
 
 /// The agent's hello.
-async fn greet(
-    service: &DispatcherService,
-    inbound: &mut Streaming<AgentMessage>,
-) -> Result<Hello, Status> {
+async fn greet(office: &Office, inbound: &mut Streaming<AgentMessage>) -> Result<Hello, Status> {
     let first = tokio::select! {
         biased;
-        () = service.cancel.cancelled() => return Err(stopping()),
+        () = office.cancel.cancelled() => return Err(leaving_office()),
         first = tokio::time::timeout(HELLO_WAIT, inbound.message()) => first,
     };
     let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
@@ -79,16 +76,16 @@ async fn greet(
 
 /// Returns what the agent is to be told at the end, if it is still there.
 async fn serve(
-    service: DispatcherService,
+    office: Arc<Office>,
     caller: &Identity,
     hello: Hello,
     inbound: Streaming<AgentMessage>,
     outbox: &Outbox,
 ) -> Option<Status> {
     let node = caller.node;
-    let heartbeat = Heartbeat::new(&service.store.state());
-    service.liveness.beat(node, grace(heartbeat.session));
-    let marked = service.store.write(|tx| mark_ready(tx, caller, &hello));
+    let heartbeat = Heartbeat::new(&office.store.state());
+    office.liveness.beat(node, grace(heartbeat.session));
+    let marked = office.store.write(|tx| mark_ready(tx, caller, &hello));
     let version = match marked.await {
         Ok((_, version)) => version,
         Err(store::WriteError::Refused(status)) => return Some(status),
@@ -97,12 +94,12 @@ async fn serve(
     info!(node.hostname = hello.description.hostname, feed.applied = %hello.applied,
         "session begins");
     let mut session = Session {
-        seat: service.hub.seat(node, &service.cancel),
+        seat: office.hub.seat(node, &office.cancel),
         node,
         trust: None,
         since: version,
         heartbeat,
-        service,
+        office,
         outbox,
         ledger: Ledger::new(hello.known),
         flight: Flight::default(),
@@ -171,7 +168,7 @@ enum End {
 }
 
 struct Session<'a> {
-    service: DispatcherService,
+    office: Arc<Office>,
     seat: Seat,
     node: NodeId,
     /// The roots that the node was told of.
@@ -226,11 +223,11 @@ impl Session<'_> {
 
     async fn converse(&mut self, caller: &Identity, mut inbound: Streaming<AgentMessage>) -> End {
         let stop = self.seat.stop.clone();
-        let is_stopping = self.service.cancel.clone();
+        let is_stopping = self.office.cancel.clone();
         tokio::select! {
             biased;
             () = stop.cancelled() => End::Refused(match is_stopping.is_cancelled() {
-                true => stopping(),
+                true => leaving_office(),
                 false => Status::aborted(
                     "the node began another session, left, or missed its heartbeats",
                 ),
@@ -257,7 +254,7 @@ impl Session<'_> {
     }
 
     async fn hear(&mut self, message: AgentMessage) -> Result<(), End> {
-        self.service
+        self.office
             .liveness
             .beat(self.node, grace(self.heartbeat.session));
         match message {
@@ -282,7 +279,7 @@ impl Session<'_> {
     }
 
     async fn commit(&mut self, seq: u64, statuses: Vec<TaskStatusUpdate>) -> Result<(), End> {
-        let committed = self.service.statuses.commit(self.node, statuses).await;
+        let committed = self.office.statuses.commit(self.node, statuses).await;
         committed.map_err(|error| End::Refused(Status::unavailable(error.to_string())))?;
         self.send(ManagerMessage::StatusAck { seq }).await
     }

@@ -1,5 +1,5 @@
 //! Which nodes are alive: an agent's session says so at a period; after three missed ones its node
-//! is DOWN. A manager that starts knows nothing yet: nodes are UNKNOWN and have twice the time.
+//! is DOWN. A new leader knows nothing yet: nodes are UNKNOWN and have twice the time.
 
 mod deadlines;
 
@@ -22,7 +22,7 @@ pub(crate) use deadlines::Deadlines;
 
 /// Heartbeats that a node may miss.
 const MISSED_MAX: u32 = 3;
-/// A node that has not been heard of since this manager started has this many times the grace.
+/// A node that has not been heard of since this manager took office has this many times the grace.
 const START_FACTOR: u32 = 2;
 /// Each session's period is off the cluster's by up to this share, so that the beats of many nodes
 /// do not come at once.
@@ -174,7 +174,7 @@ fn all_unknown(tx: &mut Transaction) {
         .collect();
     for mut node in nodes {
         node.status.state = NodeState::Unknown;
-        node.status.message = "the manager started and has not heard of the node yet".to_owned();
+        node.status.message = "the leader is new and has not heard of the node yet".to_owned();
         tx.put(node).expect("it was read in this transaction");
     }
 }

@@ -21,7 +21,10 @@ pub enum OpError {
     OutOfSequence,
     #[error("rpc error: code = Unimplemented desc = {0}")]
     Unimplemented(String),
-    /// This manager cannot write now: not the leader, or the store has stopped.
+    /// The managers cannot write now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The store has stopped.
     #[error("{0}")]
     Internal(String),
 }
@@ -72,6 +75,9 @@ impl From<WriteError<OpError>> for OpError {
         match error {
             WriteError::Refused(refused) => refused,
             WriteError::Stale(_) => Self::OutOfSequence,
+            error @ (WriteError::NotLeader { .. }
+            | WriteError::NoQuorum { .. }
+            | WriteError::InDoubt { .. }) => Self::Unavailable(error.to_string()),
             other => Self::Internal(other.to_string()),
         }
     }

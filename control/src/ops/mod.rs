@@ -81,14 +81,18 @@ pub async fn remove_network(store: &Store, id: NetworkId) -> Result<(), OpError>
 /// Replaces the spec of a node, if its version is still `version`.
 ///
 /// # Errors
-/// [`OpError::OutOfSequence`], or a change of role that cannot be.
+/// [`OpError::OutOfSequence`], or a manager that the others cannot do without.
 pub async fn update_node(
     store: &Store,
     id: NodeId,
     version: Version,
     spec: NodeSpec,
 ) -> Result<(), OpError> {
-    commit(store, |tx| node::update(tx, id, version, spec)).await
+    let is_reachable = |id| store.is_reachable(id);
+    commit(store, |tx| {
+        node::update(tx, id, version, spec, is_reachable)
+    })
+    .await
 }
 
 /// Removes a node that is down, or any worker with `force`.

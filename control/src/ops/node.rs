@@ -2,7 +2,7 @@
 
 use model::{
     NodeId, Version,
-    object::{Node, NodeState},
+    object::{ManagerStatus, Node, NodeState, RaftId},
     spec::{NodeRole, NodeSpec},
 };
 use store::{Key, State, Transaction};
@@ -14,17 +14,20 @@ pub fn update(
     id: NodeId,
     version: Version,
     spec: NodeSpec,
+    is_reachable: impl Fn(RaftId) -> bool,
 ) -> Result<(), OpError> {
     let node = find(tx.state(), id)?;
     check_version(node.meta.version, version)?;
-    check_role(tx.state(), &node, spec.role)?;
+    if node.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker {
+        check_demotion(tx.state(), &node, is_reachable)?;
+    }
     tx.put(Node { spec, ..node })
         .map_err(|_| OpError::OutOfSequence)
 }
 
 pub fn remove(tx: &mut Transaction, id: NodeId, force: bool) -> Result<(), OpError> {
     let node = find(tx.state(), id)?;
-    if node.spec.role == NodeRole::Manager {
+    if node.role() == NodeRole::Manager {
         return Err(OpError::FailedPrecondition(format!(
             "node {id} is a cluster manager and is a member of the raft cluster. It must be \
              demoted to worker before removal"
@@ -45,18 +48,43 @@ fn find(state: &State, id: NodeId) -> Result<Node, OpError> {
     Ok(Node::clone(node))
 }
 
-fn check_role(state: &State, node: &Node, role: NodeRole) -> Result<(), OpError> {
-    let managers = state
-        .nodes()
-        .filter(|node| node.spec.role == NodeRole::Manager);
-    match (node.spec.role, role) {
-        (old, new) if old == new => Ok(()),
-        (NodeRole::Manager, _) if managers.count() == 1 => Err(OpError::FailedPrecondition(
+/// Whether the managers can do without the node: those that are left must have a quorum among
+/// themselves.
+///
+/// # Errors
+/// Names who would be missing.
+pub(crate) fn check_demotion(
+    state: &State,
+    node: &Node,
+    is_reachable: impl Fn(RaftId) -> bool,
+) -> Result<(), OpError> {
+    let managers = state.nodes().filter(|other| {
+        other.spec.role == NodeRole::Manager && other.manager.is_some() && other.id != node.id
+    });
+    let (up, down): (Vec<_>, Vec<_>) = managers.partition(|other| {
+        let is_up = |manager: ManagerStatus| is_reachable(manager.raft);
+        other.manager.is_some_and(is_up)
+    });
+    let left = up.len() + down.len();
+    if left == 0 {
+        return Err(OpError::FailedPrecondition(
             "attempting to demote the last manager of the swarm".to_owned(),
-        )),
-        _ => Err(OpError::Unimplemented(format!(
-            "the role of node {} cannot be changed yet: this version runs one manager",
-            node.id
-        ))),
+        ));
     }
+    let quorum = left / 2 + 1;
+    if up.len() >= quorum {
+        return Ok(());
+    }
+    let down: Vec<_> = down
+        .iter()
+        .map(|node| format!("{} ({})", node.description.hostname, node.status.addr))
+        .collect();
+    Err(OpError::FailedPrecondition(format!(
+        "can't remove manager {} from the swarm: this would result in a loss of quorum, as {left} \
+         managers would be left, of which {quorum} are needed and {} can be reached; bring back {} \
+         first",
+        node.description.hostname,
+        up.len(),
+        down.join(", ")
+    )))
 }

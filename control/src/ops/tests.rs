@@ -1,6 +1,6 @@
 use model::{
     NetworkId, ServiceId, Version,
-    object::{NodeState, Service},
+    object::{ManagerStatus, NodeState, RaftId, Service},
     spec::{
         ClusterSpec, EndpointMode, NetworkSpec, NodeRole, Protocol, PublishMode, ServiceMode,
         ServiceSpec,
@@ -375,12 +375,53 @@ fn nodes_go_when_down_or_by_force_but_managers_never() {
 
     let node = world.state.node(ids[2]).unwrap().clone();
     let worker = model::spec::NodeSpec::default();
-    let demoted = world.try_write(|tx| node::update(tx, node.id, node.meta.version, worker));
+    let demoted =
+        world.try_write(|tx| node::update(tx, node.id, node.meta.version, worker, |_| true));
     assert_eq!(
         demoted.unwrap_err().to_string(),
         "rpc error: code = FailedPrecondition desc = attempting to demote the last manager of the \
          swarm"
     );
+}
+
+/// Of three managers one may go as long as the two that are left both answer; of two, if the other
+/// does.
+#[test]
+fn manager_is_not_demoted_when_the_rest_would_have_no_quorum() {
+    let mut world = World::new();
+    let ids = world.add_nodes(3);
+    world.write(|tx| {
+        for (raft, id) in (1..).zip(&ids) {
+            let mut node = model::object::Node::clone(tx.state().node(*id).unwrap());
+            node.spec.role = NodeRole::Manager;
+            node.manager = Some(ManagerStatus {
+                raft: RaftId(raft),
+                addr: "192.0.2.1:2377".parse().unwrap(),
+            });
+            tx.put(node).unwrap();
+        }
+    });
+    let demote = |world: &mut World, id, up: &[u64]| {
+        let version = world.state.node(id).unwrap().meta.version;
+        let worker = model::spec::NodeSpec::default();
+        let is_up = |raft: RaftId| up.contains(&raft.0);
+        world.try_write(|tx| node::update(tx, id, version, worker, is_up))
+    };
+    let down = world
+        .state
+        .node(ids[2])
+        .unwrap()
+        .description
+        .hostname
+        .clone();
+    let text = demote(&mut world, ids[1], &[1, 2]).unwrap_err().to_string();
+    assert!(text.contains("loss of quorum"), "{text}");
+    assert!(text.contains(&format!("bring back {down} ")), "{text}");
+    // The one that is down is what the others can do without.
+    demote(&mut world, ids[2], &[1, 2]).unwrap();
+    demote(&mut world, ids[1], &[1]).unwrap();
+    let text = demote(&mut world, ids[0], &[1]).unwrap_err().to_string();
+    assert!(text.contains("last manager"), "{text}");
 }
 
 #[test]

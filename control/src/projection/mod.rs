@@ -10,7 +10,7 @@
 
 mod touch;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddrV4};
 
 use model::{
     NetworkId, NodeId, ServiceId, TaskId, TaskState,
@@ -97,8 +97,17 @@ impl<'a> Projection<'a> {
             ViewObject::Cluster(ClusterView {
                 id: cluster.id,
                 data_path: cluster.data_path.clone(),
+                managers: self.managers(),
+                role: self.state.node(self.node).map(|node| node.role()),
             })
         })
+    }
+
+    fn managers(&self) -> Vec<SocketAddrV4> {
+        let nodes = self.state.nodes();
+        nodes
+            .filter_map(|node| node.manager.map(|manager| manager.addr))
+            .collect()
     }
 
     fn peer(&self, id: NodeId) -> Option<ViewObject> {

@@ -34,6 +34,13 @@ pub(crate) fn touched(before: &State, now: &State, changes: &[Change]) -> BTreeS
             Key::Network(id) => drop(touches.insert(Touch::Network(id))),
             Key::Node(id) => {
                 touches.insert(Touch::Peer(id));
+                let management = |state: &State| {
+                    let node = state.node(id);
+                    node.map(|node| (node.spec.role, node.manager))
+                };
+                if management(before) != management(now) {
+                    touches.insert(Touch::Cluster);
+                }
                 let labels = |state: &State| Some(state.node(id)?.spec.labels.clone());
                 if is_down(before, id) != is_down(now, id) || labels(before) != labels(now) {
                     touch_tasks(

@@ -65,9 +65,19 @@ fn expected(rpc: Rpc, caller: Caller) -> Verdict {
         Left | Removed => Verdict::Refused(Code::NotFound),
         OtherRoot | Expired | Early => Verdict::NoTls,
     };
+    let manager = || match caller {
+        Manager => Verdict::Admitted,
+        Nobody => Verdict::Refused(Code::Unauthenticated),
+        Worker | Left | Removed => Verdict::Refused(Code::PermissionDenied),
+        OtherRoot | Expired | Early => Verdict::NoTls,
+    };
     match rpc {
         Rpc::AuthorityRoot | Rpc::MembershipJoin => anyone(),
-        Rpc::AuthorityRenew | Rpc::MembershipLeave | Rpc::DispatcherSession => member(),
+        Rpc::AuthorityRenew
+        | Rpc::MembershipEnrol
+        | Rpc::MembershipLeave
+        | Rpc::DispatcherSession => member(),
+        Rpc::RaftCall | Rpc::ApiForward => manager(),
     }
 }
 
@@ -85,7 +95,7 @@ impl Callers {
         let removed = cluster.join().await;
         let addr = cluster.manager.local_addr();
         let mut client = MembershipClient::new(left.dial(addr).await);
-        client.leave(LeaveRequest {}).await.unwrap();
+        client.leave(LeaveRequest { force: false }).await.unwrap();
         cluster
             .write(|tx| tx.remove(store::Key::Node(removed.id)))
             .await;
@@ -136,7 +146,11 @@ fn verdict(status: &Status) -> Verdict {
     if net::refused_certificate(status).is_some() {
         return Verdict::NoTls;
     }
-    let by_the_gate = ["shows no certificate", "is not a member of this swarm"];
+    let by_the_gate = [
+        "shows no certificate",
+        "is not a member of this swarm",
+        "is no manager",
+    ];
     match by_the_gate
         .iter()
         .any(|words| status.message().contains(words))

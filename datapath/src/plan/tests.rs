@@ -184,6 +184,8 @@ fn view(draws: &[Draw], ports: &BTreeMap<u16, u128>, down: bool) -> NodeView {
     view.put(ViewObject::Cluster(ClusterView {
         id: ClusterId::from_raw(1),
         data_path: DataPathConfig::default(),
+        managers: Vec::new(),
+        role: None,
     }));
     for node in 1..=3 {
         view.put(ViewObject::Peer(PeerView {

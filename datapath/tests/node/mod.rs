@@ -242,6 +242,8 @@ pub fn view() -> NodeView {
     view.put(ViewObject::Cluster(ClusterView {
         id: ClusterId::from_raw(1),
         data_path: DataPathConfig::default(),
+        managers: Vec::new(),
+        role: None,
     }));
     for node in [SELF, OTHER] {
         view.put(ViewObject::Peer(PeerView {

@@ -1,19 +1,25 @@
 //! Applies the log to the state, and makes and takes snapshots of it.
 
-use std::{io::Cursor, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Cursor,
+    sync::Arc,
+};
 
 use model::codec;
-use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, storage::RaftStateMachine};
+use openraft::{
+    EntryPayload, Membership, OptionalSend, RaftSnapshotBuilder, storage::RaftStateMachine,
+};
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Batch, Outcome, TypeConfig,
+    Batch, Member, Outcome, RaftId, TypeConfig,
     blocking::blocking,
     types::{Entry, LogId, Snapshot, SnapshotMeta, StorageError, StorageIoError, StoredMembership},
 };
 use crate::{
     Commit, State, Superseded,
-    disk::{Disk, DiskError, StoredSnapshot},
+    disk::{Disk, DiskError, Slot, StoredSnapshot},
 };
 
 /// Commits that a receiver may be behind before it loses some and has to start anew.
@@ -61,6 +67,16 @@ impl Machine {
         Ok((machine, publisher))
     }
 
+    /// Applies what the log on disk has beyond the state.
+    fn replay(&mut self) -> Result<(), DiskError> {
+        let first = self.applied.last.map_or(0, |last| last.index + 1);
+        let entries: Vec<Entry> = self.disk.log(first..)?;
+        for entry in entries {
+            self.apply_entry(entry);
+        }
+        Ok(())
+    }
+
     fn apply_entry(&mut self, entry: Entry) -> Outcome {
         self.applied.last = Some(entry.log_id);
         match entry.payload {
@@ -89,6 +105,26 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// Rewrites what is on disk to the log of a group that has one member, under a new name: a snapshot
+/// of all that the log had, and no log. Safe to be repeated if it was cut short. `false` when there
+/// is nothing on disk.
+pub(crate) fn detach(disk: &Arc<Disk>, member: Member) -> Result<bool, DiskError> {
+    let (mut machine, _) = Machine::load(Arc::clone(disk))?;
+    machine.replay()?;
+    let applied = &mut machine.applied;
+    let Some(last) = applied.last else {
+        return Ok(false);
+    };
+    let id = RaftId(rand::random());
+    let alone = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, member)]));
+    applied.membership = StoredMembership::new(Some(last), alone);
+    disk.set_snapshot(&applied.meta(), &codec::encode(&applied.state))?;
+    disk.purge(last.index, &last)?;
+    disk.set(Slot::Committed, &Some(last))?;
+    disk.set(Slot::RaftId, &id)?;
+    Ok(true)
 }
 
 impl RaftStateMachine<TypeConfig> for Machine {

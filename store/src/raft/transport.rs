@@ -16,6 +16,7 @@ use openraft::{
 use serde::{Deserialize, Serialize};
 
 use super::{Member, Raft, RaftId, TypeConfig};
+use crate::standing::Contacts;
 
 /// A request to one manager. The receiver hands it to [`Store::answer`](crate::Store::answer).
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,14 +90,17 @@ pub(crate) async fn answer(raft: &Raft, request: RaftRequest) -> RaftReply {
 
 /// openraft's view of a [`RaftTransport`].
 #[derive(Debug, Clone)]
-pub(crate) struct Network(pub(crate) Arc<dyn RaftTransport>);
+pub(crate) struct Network {
+    pub(crate) transport: Arc<dyn RaftTransport>,
+    pub(crate) contacts: Arc<Contacts>,
+}
 
 /// To one manager.
 #[derive(Debug)]
 pub(crate) struct Peer {
     to: RaftId,
     member: Member,
-    transport: Arc<dyn RaftTransport>,
+    network: Network,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -106,7 +110,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
         Peer {
             to,
             member: member.clone(),
-            transport: Arc::clone(&self.0),
+            network: self.clone(),
         }
     }
 }
@@ -123,9 +127,17 @@ impl Peer {
             to: self.to,
             request,
         };
-        let answer = self.transport.call(&self.member, call);
+        let Network {
+            transport,
+            contacts,
+        } = &self.network;
+        let answer = transport.call(&self.member, call);
         match tokio::time::timeout(option.hard_ttl(), answer).await {
-            Ok(answer) => answer.map_err(|error| Unreachable::new(&error)),
+            Ok(answer) => {
+                let answer = answer.map_err(|error| Unreachable::new(&error))?;
+                contacts.answered(self.to);
+                Ok(answer)
+            }
             Err(_) => Err(Unreachable::new(&self.failure("no answer in time"))),
         }
     }

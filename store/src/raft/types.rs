@@ -1,23 +1,11 @@
 //! Who takes part, and what is agreed on.
 
-use std::{fmt, io::Cursor, net::SocketAddr};
+use std::{io::Cursor, net::SocketAddr};
 
+pub use model::object::RaftId;
 use serde::{Deserialize, Serialize};
 
 use crate::{ChangeSet, Superseded};
-
-/// A manager's name in the Raft group: random, kept with its log, never used again.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct RaftId(pub u64);
-
-impl fmt::Display for RaftId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
 
 /// Where a manager is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

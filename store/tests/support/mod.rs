@@ -63,7 +63,7 @@ pub fn node(id: u128) -> Node {
         },
         issuer: None,
         vtep: Ipv4Addr::LOCALHOST,
-        manager_addr: None,
+        manager: None,
     }
 }
 

@@ -12,16 +12,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use control::{InitOptions, Manager, ManagerConfig};
+use control::{ApiHandler, InitOptions, Manager, ManagerConfig};
 use model::{
     NodeId,
     inspect::{DropRow, Table, TraceAnswer, TraceQuery},
     object::NodeDescription,
+    rpc::{ApiRequest, ApiResponse},
     spec::Protocol,
 };
 use serde_json::{Value, json};
 use swarmnet_api::{
-    ApiError, InitRequest, JoinParams, LocalNode, LocalStatus, MemberState, PortUser, RemoteManager,
+    ApiError, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus, MemberState, PortUser,
+    RemoteManager,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -60,6 +62,16 @@ impl TestNode {
     }
 }
 
+/// No other manager forwards anything.
+struct Alone;
+
+#[async_trait]
+impl ApiHandler for Alone {
+    async fn answer(&self, request: ApiRequest) -> ApiResponse {
+        panic!("{} was forwarded", request.uri)
+    }
+}
+
 #[async_trait]
 impl LocalNode for TestNode {
     async fn init(&self, request: InitRequest) -> Result<NodeId, ApiError> {
@@ -67,6 +79,7 @@ impl LocalNode for TestNode {
             state_dir: self.dir.path().join("manager"),
             listen_addr: SocketAddr::from((LOCALHOST, 0)),
             unlock: None,
+            api: Arc::new(Alone),
         };
         let options = InitOptions {
             spec: request.spec,
@@ -87,6 +100,10 @@ impl LocalNode for TestNode {
             _agent: agent,
         });
         Ok(credentials.node)
+    }
+
+    async fn force_new_cluster(&self, _advertise: Option<HostPort>) -> Result<NodeId, ApiError> {
+        Err(ApiError::unavailable("no manager has run here"))
     }
 
     async fn join(&self, params: JoinParams) -> Result<(), ApiError> {

@@ -1,5 +1,5 @@
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -13,11 +13,14 @@ use model::{
         DataPathConfig, Meta, NodeDescription, NodeState, RootCa, Service, ServiceEndpoint, Task,
         TaskStatus,
     },
-    rpc::{JoinRequest, MembershipClient},
-    spec::{Availability, ClusterSpec, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec},
+    rpc::{ApiRequest, ApiResponse, AuthorityClient, JoinRequest, MembershipClient, RenewRequest},
+    spec::{
+        Availability, ClusterSpec, NodeRole, PortSpec, Protocol, PublishMode, ServiceMode,
+        ServiceSpec,
+    },
 };
 use store::{State, Transaction};
-use swarmnet_control::{InitOptions, Manager, ManagerConfig};
+use swarmnet_control::{ApiHandler, Candidate, InitOptions, Manager, ManagerConfig};
 use tempfile::TempDir;
 use tonic::{Status, transport::Channel};
 
@@ -55,11 +58,32 @@ pub struct Cluster {
     vtep_last: u8,
 }
 
+/// Of a port that was free a moment ago: a manager names its address before it listens there.
+fn free_addr() -> SocketAddrV4 {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port())
+}
+
 fn config(dir: &Path) -> ManagerConfig {
     ManagerConfig {
         state_dir: dir.join("manager"),
         listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         unlock: None,
+        api: Arc::new(Echo),
+    }
+}
+
+/// Says what it was asked.
+struct Echo;
+
+#[tonic::async_trait]
+impl ApiHandler for Echo {
+    async fn answer(&self, request: ApiRequest) -> ApiResponse {
+        ApiResponse {
+            status: 200,
+            content_type: None,
+            body: request.uri.into(),
+        }
     }
 }
 
@@ -165,6 +189,52 @@ impl Cluster {
         let other = ca::new_root(now).unwrap();
         let roots = other.certificate_pem.clone() + &self.ca().certificate_pem;
         certify(&other, &roots, subject, now, SignedDuration::from_hours(24))
+    }
+
+    /// A node that joined with the managers' token, and its manager.
+    pub async fn join_manager(&mut self) -> (Credentials, Manager) {
+        self.vtep_last += 1;
+        let token = self.state().cluster().unwrap().tokens.manager.clone();
+        let credentials = self.try_join(token).await.unwrap();
+        let role = credentials.tls.with(|own| own.identity().role);
+        assert_eq!(role, NodeRole::Manager);
+        let manager = self.start_manager(&credentials).await;
+        (credentials, manager)
+    }
+
+    /// The node, certified anew.
+    pub async fn renewed(&self, node: &Credentials) -> Credentials {
+        let channel = node.dial(self.manager.local_addr()).await;
+        let key = NodeKey::generate().unwrap();
+        let request_pem = key.request().unwrap();
+        let mut client = AuthorityClient::new(channel);
+        let renewed = client.renew(RenewRequest { request_pem }).await;
+        let certified = renewed.unwrap().into_inner();
+        let roots = Roots::from_pem(&certified.roots_pem).unwrap();
+        let certificate = NodeCertificate::new(key, &certified.chain_pem, roots).unwrap();
+        node.showing(NodeTls::new(certificate).unwrap())
+    }
+
+    /// The manager of a node that is to have one. Returns when it takes part.
+    pub async fn start_manager(&self, node: &Credentials) -> Manager {
+        let listen_addr = free_addr();
+        let config = ManagerConfig {
+            state_dir: self.dir.path().join(node.id.to_string()),
+            listen_addr: listen_addr.into(),
+            unlock: None,
+            api: Arc::new(Echo),
+        };
+        let SocketAddr::V4(known) = self.manager.local_addr() else {
+            unreachable!("it listens on 127.0.0.1");
+        };
+        let candidate = Candidate {
+            tls: node.tls.clone(),
+            addr: listen_addr,
+            managers: vec![known],
+        };
+        let manager = Manager::join(config, candidate).await.unwrap();
+        in_time("the manager takes part", manager.takes_part()).await;
+        manager
     }
 
     pub async fn try_join(&self, token: String) -> Result<Credentials, Status> {
