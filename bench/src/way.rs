@@ -146,6 +146,7 @@ pub fn cluster(parts: &Parts, nodes: u8, wiring: Wiring, uplink_mode: &'static s
             name: "snbench".to_owned(),
             dir: PathBuf::from("/var/lib/swarmnet-bench"),
             nodes,
+            managers: 1,
             binary: parts.objects.swarmnet.clone(),
             uplink_mode,
             mtu: 1500,

@@ -37,6 +37,8 @@ pub struct LabSpec {
     /// Where state, run directories and logs go; made when missing.
     pub dir: PathBuf,
     pub nodes: u8,
+    /// The first ones.
+    pub managers: u8,
     /// The `swarmnet` binary.
     pub binary: PathBuf,
     pub uplink_mode: &'static str,
@@ -114,7 +116,7 @@ impl Lab {
         })
     }
 
-    /// Starts every agent, makes a cluster of them with the first as manager.
+    /// Starts every agent, makes a cluster of them.
     ///
     /// # Errors
     /// What the failing command said.
@@ -124,10 +126,15 @@ impl Lab {
         }
         let first = &self.nodes[0];
         first.cli(&["init", "--advertise-addr", &first.addr().to_string()])?;
-        let token = first.cli(&["join-token", "-q", "worker"])?;
-        let manager = format!("{}:2377", first.addr());
-        for node in &self.nodes[1..] {
-            node.cli(&["join", "--token", token.trim(), &manager])?;
+        let token = |role| first.cli(&["join-token", "-q", role]);
+        let (manager, worker) = (token("manager")?, token("worker")?);
+        let known = format!("{}:2377", first.addr());
+        for (number, node) in (1..).zip(&self.nodes).skip(1) {
+            let token = match number <= self.spec.managers {
+                true => &manager,
+                false => &worker,
+            };
+            node.cli(&["join", "--token", token.trim(), &known])?;
         }
         let expected = self.nodes.len();
         wait_for("every node to be ready", || {
@@ -147,7 +154,7 @@ impl Lab {
     /// At the deadline.
     pub fn settle(&self) -> Result<()> {
         wait_for("every node to apply the newest version", || {
-            let rows = self.node(1).cli_json(&["inspect", "nodes"])?;
+            let rows = self.manager()?.cli_json(&["inspect", "nodes"])?;
             let behind = rows
                 .iter()
                 .filter(|row| row["state"] == "ready" && row["applied"] != row["current"])
@@ -169,7 +176,7 @@ impl Lab {
             "desired-state=running",
             service,
         ];
-        let rows = self.node(1).cli_json(&args)?;
+        let rows = self.manager()?.cli_json(&args)?;
         let running = rows.iter().filter(|row| {
             row["CurrentState"]
                 .as_str()
@@ -204,6 +211,16 @@ impl Lab {
     /// The network of a task.
     pub fn inside(&self, task: &RunningTask) -> Host {
         self.node(task.node).task_host(&task.id)
+    }
+
+    /// A manager whose agent runs.
+    ///
+    /// # Errors
+    /// When all were killed.
+    pub fn manager(&self) -> Result<&Node> {
+        let managers = &self.nodes[..self.spec.managers.into()];
+        let mut running = managers.iter().filter(|node| node.is_running());
+        running.next().context("no manager's agent runs")
     }
 
     /// Nodes count from 1.

@@ -106,6 +106,11 @@ impl Node {
         up.map_err(|status| anyhow::anyhow!("the agent ended: {status}\n{}", self.log_tail()))
     }
 
+    /// Whether its agent was started, and not ended by the lab since.
+    pub fn is_running(&self) -> bool {
+        self.agent.is_some()
+    }
+
     /// SIGKILL, as a crash would.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use lab::{Lab, LabSpec, RunningTask, Wiring};
 
-/// A cluster of three nodes, the first its manager, and a client outside.
+/// A cluster of three nodes, the first its manager unless more are asked for, and a client outside.
 pub struct Cluster {
     lab: Lab,
     whoami: String,
@@ -24,7 +24,7 @@ impl Cluster {
     /// # Errors
     /// What the lab could not do.
     pub fn with_uplink_mode(uplink_mode: &'static str) -> Result<Self> {
-        Self::with(uplink_mode, 1500)
+        Self::with(uplink_mode, 1500, 1)
     }
 
     /// On an underlay of this MTU.
@@ -32,10 +32,18 @@ impl Cluster {
     /// # Errors
     /// What the lab could not do.
     pub fn with_mtu(mtu: u32) -> Result<Self> {
-        Self::with("tc", mtu)
+        Self::with("tc", mtu, 1)
     }
 
-    fn with(uplink_mode: &'static str, mtu: u32) -> Result<Self> {
+    /// Of three managers.
+    ///
+    /// # Errors
+    /// What the lab could not do.
+    pub fn of_managers() -> Result<Self> {
+        Self::with("tc", 1500, 3)
+    }
+
+    fn with(uplink_mode: &'static str, mtu: u32, managers: u8) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{}{}", std::process::id(), char::from(b'a' + nth as u8));
@@ -44,6 +52,7 @@ impl Cluster {
             dir: Path::new("/var/lib/swarmnet-tests").join(&name),
             name,
             nodes: 3,
+            managers,
             binary: binaries.join("swarmnet"),
             uplink_mode,
             mtu,
@@ -74,7 +83,7 @@ impl Cluster {
             &count,
         ];
         let tail = ["--", &self.whoami, "80"];
-        self.node(1).cli(&[&head[..], options, &tail].concat())?;
+        self.manager()?.cli(&[&head[..], options, &tail].concat())?;
         self.wait_running(name, replicas)
     }
 }

@@ -70,6 +70,7 @@ fn start(args: &Args, binaries: &Binaries) -> Result<Lab> {
         name: NAME.to_owned(),
         dir: PathBuf::from(DIR),
         nodes: NODES,
+        managers: 1,
         binary: binaries.swarmnet.clone(),
         uplink_mode,
         mtu: 1500,

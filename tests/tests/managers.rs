@@ -1,0 +1,343 @@
+//! Three managers, and less: whichever are killed, what was acknowledged is there, the nodes' traffic
+//! goes on, and no healthy task is started again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Node, wait_for};
+use swarmnet_tests::{Cluster, Task, Traffic, ask_tcp};
+
+/// Makes networks at one manager after the other for as long as it may, and remembers those whose
+/// making was acknowledged.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<BTreeSet<String>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(cluster: &Cluster) -> Self {
+        let hosts: Vec<_> = cluster.nodes().iter().map(Node::host_url).collect();
+        let (stop, acknowledged) = (
+            Arc::<AtomicBool>::default(),
+            Arc::<Mutex<BTreeSet<_>>>::default(),
+        );
+        let thread = std::thread::spawn({
+            let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
+            move || {
+                for (number, host) in hosts.iter().cycle().enumerate() {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let name = format!("w{number}");
+                    if docker(host, &["network", "create", "-d", "overlay", &name]) {
+                        acknowledged.lock().unwrap().insert(name);
+                    }
+                }
+            }
+        });
+        Self {
+            stop,
+            acknowledged,
+            thread: Some(thread),
+        }
+    }
+
+    /// Waits until more is acknowledged than was.
+    fn go_on(&self) -> Result<()> {
+        let count = || self.acknowledged.lock().unwrap().len();
+        let before = count();
+        wait_for("a write to be acknowledged", || {
+            Ok((count() > before + 1).then_some(()))
+        })
+    }
+
+    fn end(mut self) -> BTreeSet<String> {
+        self.join();
+        std::mem::take(&mut *self.acknowledged.lock().unwrap())
+    }
+
+    fn join(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the writer does not panic");
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+fn docker(host: &str, args: &[&str]) -> bool {
+    let mut command = Command::new("docker");
+    let output = command.env("DOCKER_HOST", host).args(args).output();
+    output.expect("docker is installed").status.success()
+}
+
+/// Every manager lists every network that was acknowledged, once.
+fn all_are_there(cluster: &Cluster, acknowledged: &BTreeSet<String>) -> Result<()> {
+    for node in cluster.nodes() {
+        let listed = node.docker(&["network", "ls", "--format", "{{.Name}}"])?;
+        for name in acknowledged {
+            let found = listed.lines().filter(|line| line == name).count();
+            ensure!(found == 1, "{} lists {name} {found} times", node.name());
+        }
+    }
+    Ok(())
+}
+
+/// The number of the node that leads, in the eyes of a manager that runs; not one that was killed.
+fn leader(cluster: &Cluster) -> Result<usize> {
+    wait_for("a leader", || {
+        let nodes = cluster.manager()?.cli_json(&["node", "ls"])?;
+        let leads = nodes.iter().find(|node| node["ManagerStatus"] == "Leader");
+        let name = leads.and_then(|node| node["Hostname"].as_str());
+        let number = name.and_then(|name| cluster.nodes().iter().position(|n| n.name() == name));
+        Ok(number
+            .map(|index| index + 1)
+            .filter(|number| cluster.node(*number).is_running()))
+    })
+}
+
+/// Process of each task.
+fn processes(cluster: &Cluster, tasks: &[Task]) -> Result<BTreeMap<String, String>> {
+    let format = "{{.Status.ContainerStatus.PID}}";
+    let pid = |task: &Task| -> Result<_> {
+        let inspect = ["inspect", "--type", "task", "--format", format, &task.id];
+        let pid = cluster.manager()?.docker(&inspect)?;
+        Ok((task.id.clone(), pid.trim().to_owned()))
+    };
+    tasks.iter().map(pid).collect()
+}
+
+/// A service on all nodes, with a connection to each of them that stays open.
+struct Service {
+    processes: BTreeMap<String, String>,
+    open: Traffic,
+}
+
+impl Service {
+    fn start(cluster: &Cluster) -> Result<Self> {
+        let tasks = cluster.serve("web", 3, &["--publish", "8080:80"])?;
+        let processes = processes(cluster, &tasks)?;
+        cluster.settle()?;
+        let open = Traffic::of_conversations(cluster.client(), &cluster.entries(8080)?)?;
+        Ok(Self { processes, open })
+    }
+
+    /// Every request was answered, by the tasks that were there in the beginning.
+    fn end(self, cluster: &Cluster) -> Result<()> {
+        cluster.settle()?;
+        self.open.end()?;
+        let after = processes(cluster, &cluster.wait_running("web", 3)?)?;
+        ensure!(
+            self.processes == after,
+            "tasks were restarted: {:?}, now {after:?}",
+            self.processes
+        );
+        Ok(())
+    }
+}
+
+#[test]
+fn leader_and_followers_are_killed_and_no_acknowledged_write_is_lost() -> Result<()> {
+    let mut cluster = Cluster::of_managers()?;
+    let web = Service::start(&cluster)?;
+    let writer = Writer::start(&cluster);
+    for _ in 0..2 {
+        writer.go_on()?;
+        let victim = leader(&cluster)?;
+        cluster.node_mut(victim).kill()?;
+        let killed = Instant::now();
+        let next = leader(&cluster)?;
+        println!(
+            "node {next} leads {:?} after {victim} died",
+            killed.elapsed()
+        );
+        ensure!(next != victim, "the dead one leads");
+        writer.go_on()?;
+        web.open.go_on()?;
+        cluster.node_mut(victim).start()?;
+    }
+    writer.go_on()?;
+    let leads = leader(&cluster)?;
+    let follower = leads % 3 + 1;
+    cluster.node_mut(follower).kill()?;
+    writer.go_on()?;
+    ensure!(leader(&cluster)? == leads, "the lead went with a follower");
+    cluster.node_mut(follower).start()?;
+    let acknowledged = writer.end();
+    web.end(&cluster)?;
+    all_are_there(&cluster, &acknowledged)
+}
+
+#[test]
+fn managers_are_restarted_one_after_the_other_under_writes() -> Result<()> {
+    let mut cluster = Cluster::of_managers()?;
+    let web = Service::start(&cluster)?;
+    let writer = Writer::start(&cluster);
+    for number in 1..=3 {
+        writer.go_on()?;
+        cluster.node_mut(number).stop()?;
+        writer.go_on()?;
+        cluster.node_mut(number).start()?;
+        // It has its part again before the next one goes.
+        wait_for("all managers to be reachable", || {
+            let nodes = cluster.manager()?.cli_json(&["node", "ls"])?;
+            let is_there = |status: &str| matches!(status, "Leader" | "Reachable");
+            let there = nodes
+                .iter()
+                .filter_map(|node| node["ManagerStatus"].as_str())
+                .filter(|status| is_there(status));
+            Ok((there.count() == 3).then_some(()))
+        })?;
+    }
+    let acknowledged = writer.end();
+    web.end(&cluster)?;
+    all_are_there(&cluster, &acknowledged)
+}
+
+/// Without a quorum: reads say that they may be old, writes fail and name who is missing, tasks and
+/// traffic go on, also when the last agent restarts. With all back, everything is as it was.
+#[test]
+fn majority_is_killed_and_then_all_and_everything_comes_back() -> Result<()> {
+    let mut cluster = Cluster::of_managers()?;
+    let web = Service::start(&cluster)?;
+    cluster.node_mut(2).kill()?;
+    cluster.node_mut(3).kill()?;
+    let missing = [cluster.node(2).addr(), cluster.node(3).addr()];
+    let names_all = |text: &str| missing.iter().all(|addr| text.contains(&addr.to_string()));
+    wait_for("a write to fail", || {
+        let refused = cluster.node(1).cli_error(&["network", "create", "lost"]);
+        // One that was begun in the last moment of the quorum does not name them.
+        Ok(refused.ok().filter(|text| names_all(text)).map(drop))
+    })?;
+    let output = cluster.node(1).command(&["service", "ls"])?.output()?;
+    let warning = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{warning}");
+    ensure!(warning.contains("may be stale"), "no warning: {warning}");
+    ensure!(String::from_utf8_lossy(&output.stdout).contains("web"));
+    let info = cluster.node(1).docker(&["info", "--format", "{{.Warnings}}"])?;
+    ensure!(info.contains("no quorum"), "{info}");
+    web.open.go_on()?;
+
+    cluster.node_mut(1).kill()?;
+    web.open.go_on()?;
+    cluster.node_mut(1).start()?;
+    web.open.go_on()?;
+    for node in cluster.nodes() {
+        ask_tcp(cluster.client(), (node.addr(), 8080)).context("a new connection")?;
+    }
+
+    cluster.node_mut(2).start()?;
+    cluster.node_mut(3).start()?;
+    leader(&cluster)?;
+    wait_for("a write", || {
+        let made = cluster.node(3).cli(&["network", "create", "made"]);
+        Ok(made.ok().map(drop))
+    })?;
+    web.end(&cluster)
+}
+
+/// Two of three managers never come back: the third goes on alone with everything, and the others'
+/// nodes can be managers again.
+#[test]
+fn survivor_makes_a_new_cluster_of_the_old_one() -> Result<()> {
+    let mut cluster = Cluster::of_managers()?;
+    let web = Service::start(&cluster)?;
+    let token = cluster.node(1).cli(&["join-token", "-q", "worker"])?;
+    cluster.node_mut(1).kill()?;
+    cluster.node_mut(2).kill()?;
+    let survivor = cluster.node(3);
+    survivor.cli(&["init", "--force-new-cluster"])?;
+    ensure!(survivor.cli(&["join-token", "-q", "worker"])? == token);
+    survivor.cli(&["network", "create", "made"])?;
+    web.open.go_on()?;
+
+    // Their agents find the new leader, which tells them that they are workers: one after the other,
+    // as two would be a quorum of the old group.
+    for number in [1, 2] {
+        cluster.node_mut(number).start()?;
+        wait_for("the former managers to be workers", || {
+            let nodes = cluster.node(3).cli_json(&["node", "ls"])?;
+            let name = cluster.node(number).name();
+            let node = nodes.iter().find(|node| node["Hostname"] == name);
+            let node = node.context("it is listed")?;
+            Ok((node["Status"] == "Ready" && node["ManagerStatus"] == "").then_some(()))
+        })?;
+        wait_for("it to know that it is one", || {
+            let refused = cluster.node(number).cli_error(&["node", "ls"]);
+            let survivor = format!("{}:2377", cluster.node(3).addr());
+            Ok(refused
+                .ok()
+                .filter(|text| text.contains(&survivor))
+                .map(drop))
+        })?;
+    }
+    let name = cluster.node(1).name().to_owned();
+    cluster.node(3).cli(&["node", "promote", &name])?;
+    wait_for("it to be a manager again", || {
+        let nodes = cluster.node(3).cli_json(&["node", "ls"])?;
+        let node = nodes.iter().find(|node| node["Hostname"] == name.as_str());
+        Ok(node
+            .filter(|node| node["ManagerStatus"] == "Reachable")
+            .map(drop))
+    })?;
+    web.end(&cluster)
+}
+
+/// Roles change while the cluster runs, as long as a quorum is left.
+#[test]
+fn managers_are_demoted_leave_and_are_refused_when_the_quorum_would_break() -> Result<()> {
+    let mut cluster = Cluster::of_managers()?;
+    let [first, second, third] = [1, 2, 3].map(|number| cluster.node(number).name().to_owned());
+    cluster.node_mut(3).kill()?;
+    // Until it is missed, the leader believes that it answers.
+    wait_for("the demotion to be refused", || {
+        let nodes = cluster.node(1).cli_json(&["node", "ls"])?;
+        let node = nodes.iter().find(|node| node["Hostname"] == third.as_str());
+        Ok(node
+            .filter(|node| node["ManagerStatus"] == "Unreachable")
+            .map(drop))
+    })?;
+    let refused = cluster.node(1).cli_error(&["node", "demote", &second])?;
+    ensure!(refused.contains("loss of quorum"), "{refused}");
+    ensure!(refused.contains(&third), "{refused}");
+    cluster.node(2).cli(&["node", "demote", &third])?;
+    cluster.node_mut(3).start()?;
+    wait_for("it to be a worker", || {
+        let refused = cluster.node(3).cli_error(&["node", "ls"]);
+        Ok(refused
+            .ok()
+            .filter(|text| text.contains("not a swarm manager"))
+            .map(drop))
+    })?;
+    // Two are left; the leader among them can be told to go.
+    let leads = leader(&cluster)?;
+    let (leads, stays) = if leads == 1 { (first, 2) } else { (second, 1) };
+    cluster.node(stays).cli(&["node", "demote", &leads])?;
+    wait_for("the other one to lead", || {
+        let nodes = cluster.node(stays).cli_json(&["node", "ls"])?;
+        let managers: Vec<_> = nodes
+            .iter()
+            .filter(|node| node["ManagerStatus"] != "")
+            .collect();
+        Ok((managers.len() == 1 && managers[0]["ManagerStatus"] == "Leader").then_some(()))
+    })?;
+    let last = cluster.node(stays).name().to_owned();
+    let refused = cluster.node(stays).cli_error(&["node", "demote", &last])?;
+    ensure!(refused.contains("last manager"), "{refused}");
+    Ok(())
+}
