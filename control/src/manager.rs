@@ -14,8 +14,8 @@ use model::{
     inspect::NodeRow,
     object::{NodeState, RaftId},
     rpc::{
-        ApiRequest, ApiServer, AuthorityServer, Certified, DispatcherServer, EnrolRequest, MembershipClient,
-        MembershipServer, RaftServer, leader_named,
+        ApiRequest, ApiServer, AuthorityServer, Certified, DispatcherServer, EnrolRequest,
+        MembershipClient, MembershipServer, RaftServer, leader_named,
     },
 };
 use store::{Standing, Start, Store, StoreConfig, StoreError, WriteError};
@@ -201,12 +201,7 @@ impl Manager {
         advertised: SocketAddrV4,
     ) -> Result<Self, ManagerError> {
         let (listener, _) = listen(config.listen_addr).await?;
-        Store::force_new(
-            &config.state_dir,
-            advertised.into(),
-            config.unlock.as_ref(),
-        )
-        .await?;
+        Store::force_new(&config.state_dir, advertised.into(), config.unlock.as_ref()).await?;
         let transport = GrpcTransport::secured(tls.clone());
         let store = open_store(&config, advertised.into(), Start::Join, transport).await?;
         let own = node_of(&tls);

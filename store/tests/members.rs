@@ -253,7 +253,9 @@ async fn survivor_goes_on_alone_with_everything() {
     drop((first, second, third));
     wires.0.lock().unwrap().clear();
 
-    Store::force_new(dirs[2].path(), addr(3), None).await.unwrap();
+    Store::force_new(dirs[2].path(), addr(3), None)
+        .await
+        .unwrap();
     let survivor = wires.open(&dirs[2], 3, Start::Join).await;
     assert_ne!(survivor.id(), former);
     assert!(survivor.state().node(NodeId::from_raw(7)).is_some());
@@ -266,6 +268,8 @@ async fn survivor_goes_on_alone_with_everything() {
     survivor.shutdown().await;
 
     let empty = TempDir::new().unwrap();
-    let refused = Store::force_new(empty.path(), addr(4), None).await.unwrap_err();
+    let refused = Store::force_new(empty.path(), addr(4), None)
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("no log"), "{refused}");
 }

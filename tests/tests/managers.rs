@@ -229,7 +229,9 @@ fn majority_is_killed_and_then_all_and_everything_comes_back() -> Result<()> {
     ensure!(output.status.success(), "{warning}");
     ensure!(warning.contains("may be stale"), "no warning: {warning}");
     ensure!(String::from_utf8_lossy(&output.stdout).contains("web"));
-    let info = cluster.node(1).docker(&["info", "--format", "{{.Warnings}}"])?;
+    let info = cluster
+        .node(1)
+        .docker(&["info", "--format", "{{.Warnings}}"])?;
     ensure!(info.contains("no quorum"), "{info}");
     web.open.go_on()?;
 
