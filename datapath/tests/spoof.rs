@@ -280,6 +280,8 @@ fn spoofed_traffic_of_tasks_strangers_and_nodes_reaches_nobody() {
     let macs = (a.namespace.mac("up0"), client.mac("up0"));
     let neighbour = a.tasks[1].gateway;
     let straight = Frame::udp((CLIENT, 1), (neighbour, 53)).macs(macs.0, macs.1);
+    // Not the uplink's: of a VLAN, which the node has no device of.
+    wire.send(&tagged(&straight.bytes()));
     wire.send(&straight.bytes());
     let claim = Frame::udp((neighbour, 1), (NODE_A, 53)).macs(macs.0, macs.1);
     wire.send(&claim.bytes());
@@ -323,6 +325,8 @@ fn spoofed_traffic_of_tasks_strangers_and_nodes_reaches_nobody() {
     let honest = udp(&a.tasks[0].namespace);
     let to = at(b.tasks[0].overlay, 53);
     assert_eq!(ask(&honest, to, 10), to);
+    // Nothing was dropped beyond that.
+    assert_drops(&mut a, &at_a);
 }
 
 /// As on a real node: what tasks send to the world gets the node's address.
