@@ -5,7 +5,7 @@ mod common;
 use common::{cluster::*, two_nodes::*, *};
 use dataplane_abi::{
     Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FLOW_BRIDGED,
-    FlowKey, FlowValue, FragmentKey, FragmentValue, VipFlowKey, VipFlowValue,
+    FlowValue, FragmentKey, FragmentValue, VipFlowKey, VipFlowValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -186,7 +186,7 @@ fn replies_in_fragments_go_back_as_one_flow() {
             generation: 1,
             ..FlowValue::default()
         };
-        node.put_flow(flow_key(CLIENT_UDP), value);
+        node.put_flow(flow_key(CLIENT_UDP, TASK, UDP), value);
         let frame = datagram((TASK, 80), CLIENT_UDP);
         let frame = frame.macs(task_mac(GATEWAY_ADDR), task_mac(TASK));
         let expected = frame.clone().src(NODE_A).sport(8080).ttl(63);
@@ -198,18 +198,6 @@ fn replies_in_fragments_go_back_as_one_flow() {
             assert_follow(&mut node, "sn_tc_gateway", &frame, &expected, (id, order));
         }
         assert_nothing_left(&mut node);
-    }
-}
-
-fn flow_key(client: (Be32, u16)) -> FlowKey {
-    FlowKey {
-        client: client.0,
-        task: TASK,
-        client_port: Be16::from_host(client.1),
-        task_port: Be16::from_host(80),
-        proto: UDP,
-        _pad: 0,
-        _pad2: 0,
     }
 }
 
@@ -226,7 +214,7 @@ fn neighbours_fragments_pass_the_bridge_where_the_packet_may() {
         flags: FLOW_BRIDGED,
         ..FlowValue::default()
     };
-    node.put_flow(flow_key((NEIGHBOUR, 5000)), value);
+    node.put_flow(flow_key((NEIGHBOUR, 5000), TASK, UDP), value);
     let answer = to_neighbour(datagram((TASK, 80), (NEIGHBOUR, 5000)));
     for piece in fragments(&answer, &CUTS, 2) {
         node.assert_passes("sn_tc_gateway", &piece);

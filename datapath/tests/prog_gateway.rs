@@ -20,15 +20,7 @@ const STATS: u32 = 11;
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 
 fn key(proto: u8) -> FlowKey {
-    FlowKey {
-        client: CLIENT.0,
-        task: TASK,
-        client_port: Be16::from_host(CLIENT.1),
-        task_port: Be16::from_host(80),
-        proto,
-        _pad: 0,
-        _pad2: 0,
-    }
+    flow_key(CLIENT, TASK, proto)
 }
 
 /// A node whose task serves a flow that entered at `entry`; zero is this node.

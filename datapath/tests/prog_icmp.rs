@@ -29,18 +29,6 @@ const ERRORS: [(u8, u8); 5] = [(3, 1), UNREACHABLE, TOO_BIG, EXPIRED, (12, 0)];
 /// IPv4 header and 8 bytes, all of TCP's header, what routers send today, all there is.
 const QUOTED: [usize; 4] = [28, 40, 128, 548];
 
-fn flow_key(client: (Be32, u16), proto: u8) -> FlowKey {
-    FlowKey {
-        client: client.0,
-        task: TASK,
-        client_port: Be16::from_host(client.1),
-        task_port: Be16::from_host(80),
-        proto,
-        _pad: 0,
-        _pad2: 0,
-    }
-}
-
 /// A node that publishes 8080 of TCP and UDP for one backend at `vtep`, and has a flow of the client
 /// if that is here.
 fn node(vtep: Be32) -> Node {
@@ -68,7 +56,7 @@ fn flow(node: &mut Node, proto: u8, entry: Be32, flags: u16) {
         flags,
         ..FlowValue::default()
     };
-    node.put_flow(flow_key(CLIENT, proto), value);
+    node.put_flow(flow_key(CLIENT, TASK, proto), value);
 }
 
 /// Packets from `from` to `to` that errors are about.
@@ -119,7 +107,7 @@ fn error_about_a_reply_goes_to_the_node_that_has_the_flow() {
 fn move_source_port(node: &mut Node) -> u16 {
     let moved = seat_port(Be16::from_host(CLIENT.1), 1);
     for proto in [TCP, UDP] {
-        let key = flow_key(CLIENT, proto);
+        let key = flow_key(CLIENT, TASK, proto);
         let flow = node.flow(key).expect("the client's flow");
         let other = FlowValue {
             last_seen: monotonic_ns(),
@@ -426,7 +414,7 @@ fn neighbour_that_asked_by_the_bridge_hears_that_nobody_listens() {
         flags: FLOW_BRIDGED,
         ..FlowValue::default()
     };
-    node.put_flow(flow_key(asker, UDP), value);
+    node.put_flow(flow_key(asker, TASK, UDP), value);
     let cause = Frame::udp(asker, (TASK, 80));
     let error = IcmpError::about(&cause, TASK, UNREACHABLE, 548);
     let error = error.macs(task_mac(NEIGHBOUR), task_mac(TASK));

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use dataplane_abi::{
-    Be16, Be32, DropReason, FlowKey, FlowValue,
+    Be16, Be32, DropReason, FlowValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -39,15 +39,6 @@ fn node(proto: u8, vtep: Be32) -> Node {
 fn node_with_flow(proto: u8, entry: Be32) -> Node {
     let mut node = Node::configured(NODE);
     node.gateway_veth(LOOPBACK, TASK);
-    let key = FlowKey {
-        client: CLIENT.0,
-        task: TASK,
-        client_port: Be16::from_host(CLIENT.1),
-        task_port: Be16::from_host(80),
-        proto,
-        _pad: 0,
-        _pad2: 0,
-    };
     let flow = FlowValue {
         entry_vtep: entry,
         node_addr: NODE_B,
@@ -55,7 +46,7 @@ fn node_with_flow(proto: u8, entry: Be32) -> Node {
         endpoint: EP,
         ..FlowValue::default()
     };
-    node.put_flow(key, flow);
+    node.put_flow(flow_key(CLIENT, TASK, proto), flow);
     node
 }
 

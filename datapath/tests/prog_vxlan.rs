@@ -274,18 +274,6 @@ fn client_to_task(flags: u8) -> Frame {
     Frame::tcp(CLIENT, ENTRY_ADDR, flags)
 }
 
-/// What the task gets for a packet of the mesh.
-fn delivered(frame: &Frame, task: Be32) -> Vec<u8> {
-    let macs = (task_mac(task), task_mac(GATEWAY_ADDR));
-    frame
-        .clone()
-        .dst(task)
-        .dport(80)
-        .ttl(frame.ttl - 1)
-        .macs(macs.0, macs.1)
-        .bytes()
-}
-
 #[test]
 fn overlay_packets_reach_the_task_as_they_are() {
     let bench = Bench::new();
@@ -381,7 +369,9 @@ fn mesh_packet_is_translated_and_its_entry_remembered() {
         MESH_VNI,
         &frame.clone().mesh(Kind::Forward, EP, PEER).bytes(),
     );
-    bench.gateway.expect(&delivered(&frame, bench.task()));
+    bench
+        .gateway
+        .expect(&delivered(&frame, bench.task()).bytes());
     let flow = bench.flow().expect("the flow is noted");
     assert_eq!(flow.entry_vtep, PEER);
     assert_eq!((flow.node_addr, flow.published.to_host()), ENTRY_ADDR);
@@ -396,7 +386,9 @@ fn mesh_packet_is_translated_and_its_entry_remembered() {
         MESH_VNI,
         &frame.clone().mesh(Kind::Forward, EP, PEER_2).bytes(),
     );
-    bench.gateway.expect(&delivered(&frame, bench.task()));
+    bench
+        .gateway
+        .expect(&delivered(&frame, bench.task()).bytes());
     assert_eq!(bench.flow().unwrap().entry_vtep, PEER_2);
     assert_eq!(bench.host.node.stats(EP).new_flows, 1);
     // The task's kernel has no such connection: its reset goes back the same way.
@@ -440,7 +432,9 @@ fn established_flow_without_entry_goes_to_the_owner_before_once() {
         MESH_VNI,
         &frame.clone().mesh(Kind::SecondHop, EP, PEER).bytes(),
     );
-    bench.gateway.expect(&delivered(&frame, bench.task()));
+    bench
+        .gateway
+        .expect(&delivered(&frame, bench.task()).bytes());
     assert_eq!(bench.flow().unwrap().entry_vtep, PEER);
     // A flow that entered here and came back: its entry is this node.
     bench.put_flow();
@@ -449,7 +443,9 @@ fn established_flow_without_entry_goes_to_the_owner_before_once() {
         MESH_VNI,
         &frame.clone().mesh(Kind::SecondHop, EP, NODE).bytes(),
     );
-    bench.gateway.expect(&delivered(&frame, bench.task()));
+    bench
+        .gateway
+        .expect(&delivered(&frame, bench.task()).bytes());
     assert_eq!(bench.flow().unwrap().entry_vtep, Be32::ZERO);
 }
 

@@ -483,6 +483,26 @@ impl Node {
     }
 }
 
+/// A flow of the mesh to port 80 of `task`.
+pub fn flow_key(client: (Be32, u16), task: Be32, proto: u8) -> FlowKey {
+    FlowKey {
+        client: client.0,
+        task,
+        client_port: Be16::from_host(client.1),
+        task_port: Be16::from_host(80),
+        proto,
+        _pad: 0,
+        _pad2: 0,
+    }
+}
+
+/// What `task` gets at its port 80 for a packet of the mesh.
+pub fn delivered(frame: &Frame, task: Be32) -> Frame {
+    let macs = (task_mac(task), task_mac(GATEWAY_ADDR));
+    let frame = frame.clone().ttl(frame.ttl - 1).macs(macs.0, macs.1);
+    frame.dst(task).dport(80)
+}
+
 /// The clock of the programs, in nanoseconds.
 pub fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
@@ -534,7 +554,24 @@ where
     program.try_into().unwrap()
 }
 
+/// The verifier gives up (EAGAIN) when a signal waits for its thread. As often as libbpf, try again.
 fn load(program: &mut Program) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 5;
+    let interrupted = |error: &ProgramError| {
+        matches!(error, ProgramError::LoadError { io_error, .. }
+            if io_error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let mut loaded = verify(program);
+    for _ in 1..ATTEMPTS {
+        match &loaded {
+            Err(error) if interrupted(error) => loaded = verify(program),
+            _ => break,
+        }
+    }
+    loaded
+}
+
+fn verify(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
