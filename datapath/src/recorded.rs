@@ -1,7 +1,7 @@
 //! What was last written to the maps: what a change is planned from, without a look at the kernel.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::Hash,
     ops::Range,
 };
@@ -194,7 +194,8 @@ impl Recorded {
                 let same =
                     |frontend: &Frontend| leads_to(had, frontend) == leads_to(found, frontend);
                 let both = [had, found].into_iter().flat_map(frontends);
-                both.filter(|frontend| !same(frontend)).collect()
+                let altered = both.filter(|frontend| !same(frontend)).collect();
+                with_same_counters(found, altered)
             },
         }
     }
@@ -220,6 +221,19 @@ fn leads_to<'a>(tables: &'a Tables, frontend: &Frontend) -> impl PartialEq + use
     let ring = service.and_then(|of| tables.rings.get(&(of.ring_base, of.ring_len)));
     let backends = service.and_then(|of| tables.backends.get(&(of.backend_base, of.backend_count)));
     (word, service, ring, backends)
+}
+
+/// Adds the frontends that count where one of these does: a word that others turned to another
+/// port's element makes both ports count there, and only who sees both can tell whose it is.
+fn with_same_counters(tables: &Tables, mut these: BTreeSet<Frontend>) -> BTreeSet<Frontend> {
+    let services = || tables.services.iter();
+    let counters: HashSet<u32> = services()
+        .filter(|(frontend, _)| these.contains(frontend))
+        .map(|(_, service)| service.stats)
+        .collect();
+    let alike = services().filter(|(_, service)| counters.contains(&service.stats));
+    these.extend(alike.map(|(frontend, _)| *frontend));
+    these
 }
 
 fn frontends(tables: &Tables) -> impl Iterator<Item = Frontend> {

@@ -586,6 +586,26 @@ proptest! {
     }
 }
 
+/// The other port is in order by itself, and yet has to be looked at with the one that is not.
+#[test]
+fn port_that_is_turned_to_anothers_element_takes_no_counters_with_it() {
+    let step = Step {
+        draws: vec![draw(20, 1, 1, BackendState::Active)],
+        claims: vec![(8002, 1, None)],
+        has_second_network: false,
+        down: false,
+    };
+    let mut node = Node::new();
+    node.sync(&step);
+    let ports = node.kernel.tables.ports.clone();
+    let (port, other) = (ports.first_key_value(), ports.last_key_value());
+    let (port, other) = (port.unwrap(), other.unwrap());
+    assert_ne!(port, other, "the mesh's, and the task's of host mode");
+    node.kernel.tables.ports.insert(*port.0, *other.1);
+    node.repair();
+    node.check(&step);
+}
+
 fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
     fn pick<K: Copy, V>(map: &BTreeMap<K, V>, index: prop::sample::Index) -> Option<K> {
         (!map.is_empty()).then(|| *map.keys().nth(index.index(map.len())).expect("in bounds"))
