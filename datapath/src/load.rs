@@ -26,6 +26,9 @@ use crate::{
 /// The eBPF object of this build.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SWARMNET_EBPF_OBJECT"));
 
+/// As libbpf's.
+const VERIFY_ATTEMPTS: usize = 5;
+
 /// A program in the kernel.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -179,12 +182,20 @@ fn load(pins: &PinDir, directory: &Path) -> Result<(), DatapathError> {
     fs::rename(&draft, directory).map_err(pin_error("rename", &draft))
 }
 
-/// Through the verifier.
+/// Through the verifier, which gives up (EAGAIN) when a signal waits for its thread.
 fn verify(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
+    let mut verify = || match program {
         Program::Xdp(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    for _ in 1..VERIFY_ATTEMPTS {
+        match verify() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
     }
+    verify()
 }
