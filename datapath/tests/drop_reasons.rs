@@ -16,21 +16,30 @@ const KERNELS_OWN: [DropReason; 2] = [
     DropReason::FlowTableFull,
 ];
 
-/// Programs of the benchmark, which no node loads.
-const NOT_OURS: [&str; 2] = ["driver.rs", "plain.rs"];
+/// Folder of the benchmark's programs, which no node loads.
+const NOT_OURS: &str = "bench/";
 
+/// Rust sources in `directory` of this crate and in its folders: their text by path from there.
 fn sources(directory: &str) -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-    let files = fs::read_dir(root)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    files
-        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
-        .map(|path| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            (name, fs::read_to_string(path).unwrap())
-        })
-        .collect()
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path
+                    .strip_prefix(&root)
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned();
+                found.insert(name, fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    found
 }
 
 /// Lines that use `word`, imports and comments apart, by file.
@@ -38,7 +47,7 @@ fn uses(sources: &BTreeMap<String, String>, word: &str) -> Vec<(String, String)>
     let mut found = Vec::new();
     for (name, text) in sources
         .iter()
-        .filter(|(name, _)| !NOT_OURS.contains(&name.as_str()))
+        .filter(|(name, _)| !name.starts_with(NOT_OURS))
     {
         let code = text
             .lines()
