@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use openraft::ServerState;
+use rand::{Rng, RngExt};
 use tokio::time::{Instant, sleep};
 
 use crate::raft::{Raft, RaftId};
@@ -27,8 +28,9 @@ struct Seen {
     heard_at: Option<Instant>,
 }
 
-/// Stands whenever there has been no leader for too long, until Raft ends.
-pub(crate) async fn stand(raft: Raft, id: RaftId) {
+/// Stands whenever there has been no leader for too long, until Raft ends. `draw` gives each attempt's
+/// patience.
+pub(crate) async fn stand(raft: Raft, id: RaftId, mut draw: impl FnMut() -> Duration) {
     let started = Instant::now();
     let mut patience = draw();
     loop {
@@ -64,6 +66,7 @@ pub(crate) async fn stand(raft: Raft, id: RaftId) {
     }
 }
 
-fn draw() -> Duration {
-    Duration::from_millis(rand::random_range(PATIENCE_MILLIS))
+/// A patience by `random`.
+pub(crate) fn patience(random: &mut impl Rng) -> Duration {
+    Duration::from_millis(random.random_range(PATIENCE_MILLIS))
 }

@@ -44,6 +44,8 @@ mod election;
 mod error;
 mod object;
 pub mod raft;
+#[cfg(test)]
+mod sim;
 mod standing;
 mod state;
 mod store;

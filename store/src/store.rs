@@ -1,5 +1,8 @@
 //! The handle that the rest of a manager has on the replicated state.
 
+#[cfg(test)]
+pub(crate) mod simulated;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -113,6 +116,19 @@ impl Store {
         let dir = dir.to_owned();
         let unlock = config.unlock.clone();
         let opened = spawn_blocking(move || open_disk(&dir, unlock.as_ref())).await;
+        let opened =
+            opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let draw = || election::patience(&mut rand::rng());
+        Self::start(opened, config, LOG_KEPT, draw).await
+    }
+
+    /// `log_kept`: see [`LOG_KEPT`]; `draw`: see [`election::stand`].
+    async fn start(
+        opened: Opened,
+        config: StoreConfig,
+        log_kept: u64,
+        draw: impl FnMut() -> Duration + Send + 'static,
+    ) -> Result<Self, StoreError> {
         let Opened {
             disk,
             id,
@@ -120,13 +136,13 @@ impl Store {
             last,
             machine,
             publisher,
-        } = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        } = opened;
         let contacts = Arc::<Contacts>::default();
         let network = Network {
             transport: Arc::clone(&config.transport),
             contacts: Arc::clone(&contacts),
         };
-        let raft = Raft::new(id, raft_config(), network, log.clone(), machine)
+        let raft = Raft::new(id, raft_config(log_kept), network, log.clone(), machine)
             .await
             .map_err(|error| damaged(&disk, &error))?;
         let writer = Writer::new(Arc::clone(&disk), publisher.state.subscribe());
@@ -142,7 +158,7 @@ impl Store {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }));
-        store.spawn_tasks();
+        store.spawn_tasks(draw);
         store.take_office(&config, last).await?;
         Ok(store)
     }
@@ -372,7 +388,7 @@ impl Store {
         }
     }
 
-    fn spawn_tasks(&self) {
+    fn spawn_tasks(&self, draw: impl FnMut() -> Duration + Send + 'static) {
         let inner = &self.0;
         let writer = Arc::clone(&inner.writer);
         let following = standing::follow(inner.raft.clone(), Arc::clone(&inner.standing));
@@ -380,7 +396,7 @@ impl Store {
         inner
             .tasks
             .spawn(async move { stop.run_until_cancelled(following).await });
-        let standing_for = election::stand(inner.raft.clone(), inner.id);
+        let standing_for = election::stand(inner.raft.clone(), inner.id, draw);
         let stop = inner.stop.clone();
         inner
             .tasks
@@ -487,14 +503,17 @@ struct Opened {
 }
 
 fn open_disk(dir: &Path, unlock: Option<&UnlockKey>) -> Result<Opened, StoreError> {
-    let disk = Arc::new(Disk::open(dir, unlock)?);
+    read_disk(Arc::new(Disk::open(dir, unlock)?), RaftId(rand::random()))
+}
+
+/// What the disk has. It takes the name `new` if it has none.
+fn read_disk(disk: Arc<Disk>, new: RaftId) -> Result<Opened, StoreError> {
     let read = || {
         let id = match disk.get(Slot::RaftId)? {
             Some(id) => id,
             None => {
-                let id = RaftId(rand::random());
-                disk.set(Slot::RaftId, &id)?;
-                id
+                disk.set(Slot::RaftId, &new)?;
+                new
             }
         };
         let log = LogStore::new(Arc::clone(&disk))?;
@@ -520,7 +539,7 @@ fn damaged(disk: &Disk, error: &dyn std::error::Error) -> StoreError {
     }
 }
 
-fn raft_config() -> Arc<Config> {
+fn raft_config(log_kept: u64) -> Arc<Config> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).expect("it is seconds");
     let config = Config {
         cluster_name: "swarmnet".to_owned(),
@@ -533,7 +552,7 @@ fn raft_config() -> Arc<Config> {
         snapshot_max_chunk_size: SNAPSHOT_CHUNK_BYTES,
         // The interval can change while the cluster runs: see `take_snapshots`.
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: LOG_KEPT,
+        max_in_snapshot_log_to_keep: log_kept,
         ..Config::default()
     };
     Arc::new(config.validate().expect("the constants fit each other"))

@@ -10,6 +10,8 @@
 //! plain or sealed in its turn ([`vault::KeyFile`]).
 
 mod error;
+#[cfg(test)]
+pub(crate) mod failing;
 mod open;
 mod record;
 mod snapshot;

@@ -70,7 +70,7 @@ impl Disk {
     }
 
     /// Opens what is in `backend`; `path` is for messages.
-    pub(super) fn open_on(
+    pub(crate) fn open_on(
         path: PathBuf,
         vault: DataKey,
         backend: impl StorageBackend,
