@@ -190,6 +190,9 @@ impl Datapath {
             Hook::UplinkTc => self
                 .links
                 .attach_uplink(ifindex, self.uplink_mode, &self.programs),
+            Hook::Vxlan => self
+                .links
+                .attach_vxlan(ifindex, self.uplink_mode, &self.programs),
             hook => {
                 let found = self.links.attach_tc(hook, ifindex, &self.programs)?;
                 Ok(found.into_iter().collect())

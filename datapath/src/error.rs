@@ -68,6 +68,13 @@ pub enum DatapathError {
         target: String,
         source: io::Error,
     },
+    #[error(
+        "cannot turn off GRO of {interface}, which generic XDP on the uplink asks for: try `ethtool -K {interface} gro off`, or `--uplink-mode tc`"
+    )]
+    Offload {
+        interface: String,
+        source: io::Error,
+    },
     #[error("cannot attach {program} to {target} as a tc filter: {}", filter_hint(.source))]
     Filter {
         program: &'static str,

@@ -4,6 +4,7 @@ mod node;
 
 use std::{
     fs,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -188,7 +189,7 @@ fn detached_veth_has_no_program() {
 }
 
 fn has_xdp(interface: &str) -> bool {
-    let shown = std::process::Command::new("ip")
+    let shown = Command::new("ip")
         .args(["link", "show", interface])
         .output()
         .unwrap();
@@ -216,6 +217,31 @@ fn uplink_mode_decides_about_xdp() {
         datapath.detach_uplink(index).unwrap();
         assert!(!has_xdp("uplink"));
         assert_eq!(on_ingress("uplink"), []);
+    });
+}
+
+fn puts_packets_together(interface: &str) -> bool {
+    let shown = Command::new("ethtool").args(["-k", interface]).output();
+    let features = String::from_utf8(shown.unwrap().stdout).unwrap();
+    features.contains("generic-receive-offload: on")
+}
+
+#[test]
+fn tunnel_leaves_packets_apart_where_generic_xdp_may_run() {
+    by_each_ingress(|pins| {
+        ip("link add vx type vxlan external dstport 4789");
+        let index = ifindex("vx");
+        for mode in [UplinkMode::Auto, UplinkMode::Tc] {
+            open(pins, mode).attach_vxlan(index).unwrap();
+            assert!(puts_packets_together("vx"), "{mode:?}");
+        }
+        let mut datapath = open(pins, UplinkMode::Xdp);
+        let found = datapath.attach_vxlan(index).unwrap();
+        assert_eq!(found.len(), 1);
+        // The program was there before.
+        assert_eq!(found[0].what, "link vx");
+        assert!(!puts_packets_together("vx"));
+        assert_eq!(datapath.attach_vxlan(index).unwrap(), []);
     });
 }
 

@@ -132,16 +132,18 @@ fn mesh_reaches_a_remote_backend_with_the_clients_address_kept() {
 
 #[test]
 fn native_xdp_forwards_to_remote_backends_without_the_stack() {
-    xdp_forwards_without_the_stack(XdpMode::Driver);
+    xdp_forwards_without_the_stack(Cluster::new(), XdpMode::Driver);
 }
 
 #[test]
 fn generic_xdp_forwards_to_remote_backends_without_the_stack() {
-    xdp_forwards_without_the_stack(XdpMode::Skb);
+    let cluster = Cluster::new();
+    // A wire would part what generic XDP leaves in one piece; the veth brings it to B as it is.
+    cluster.b.namespace.offload("vx0", "gro", "off");
+    xdp_forwards_without_the_stack(cluster, XdpMode::Skb);
 }
 
-fn xdp_forwards_without_the_stack(mode: XdpMode) {
-    let mut cluster = Cluster::new();
+fn xdp_forwards_without_the_stack(mut cluster: Cluster, mode: XdpMode) {
     cluster.publish(0, &[slot(ON_B, ON_B)]);
     let _napi = cluster.switch.enable_napi(NODE_A);
     cluster.a.attach_xdp(mode);

@@ -35,8 +35,9 @@ use crate::{
 /// Which programs see the packets from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UplinkMode {
-    /// tc on virtual devices, XDP before tc on real ones. Native XDP takes GSO away from a local
-    /// peer of a veth, which costs it more than XDP wins.
+    /// XDP before tc on real devices whose driver can, tc alone on others. Native XDP takes GSO
+    /// away from a local peer of a veth, which costs it more than XDP wins. Generic XDP comes
+    /// behind GRO and has each packet copied into one piece first: tc takes it as it is.
     #[default]
     Auto,
     /// XDP before tc: native where the driver can, else generic.
@@ -242,13 +243,14 @@ impl Links {
             UplinkMode::Xdp => true,
             UplinkMode::Tc => false,
         };
-        let xdp = match xdp.then(|| self.attach_xdp(ifindex, &name, programs)) {
+        let generic = mode == UplinkMode::Xdp;
+        let xdp = match xdp.then(|| self.attach_xdp(ifindex, &name, programs, generic)) {
             None => {
                 self.detach(Hook::UplinkXdp, ifindex)?;
                 None
             }
             Some(Err(error)) if mode == UplinkMode::Auto => {
-                warn!(link.name = name, %error, "no XDP on this interface: tc alone");
+                warn!(link.name = name, %error, "no native XDP on this interface: tc alone");
                 None
             }
             Some(attached) => attached?,
@@ -256,11 +258,13 @@ impl Links {
         Ok(tc.into_iter().chain(xdp).collect())
     }
 
+    /// Native, or in the second place generic when `generic` is set.
     fn attach_xdp(
         &self,
         ifindex: u32,
         name: &str,
         programs: &Programs,
+        generic: bool,
     ) -> Result<Option<Deviation>, DatapathError> {
         let wanted = LinkTarget::Xdp(ifindex);
         self.attach(
@@ -272,7 +276,7 @@ impl Links {
                 let attach = |flags| sys::create_link(program, Attach::Xdp(ifindex, flags));
                 attach(sys::XDP_FLAGS_DRV_MODE).or_else(|error| {
                     // A hook that is taken is taken in either mode.
-                    if error.raw_os_error() == Some(libc::EBUSY) {
+                    if !generic || error.raw_os_error() == Some(libc::EBUSY) {
                         return Err(error);
                     }
                     info!(link.name = name, %error, "no native XDP on this interface: generic XDP");
@@ -280,6 +284,34 @@ impl Links {
                 })
             },
         )
+    }
+
+    /// Attaches the tunnel's program. With an uplink that may run generic XDP, the tunnel's device
+    /// must not put packets together: those that generic XDP has seen are in one piece, however
+    /// many segments they make, and when GRO hangs one behind another Linux 6.1 dies of segmenting
+    /// the two (`skb_segment`). The uplink's own GRO has merged what the tunnel carries already.
+    pub fn attach_vxlan(
+        &self,
+        ifindex: u32,
+        uplink: UplinkMode,
+        programs: &Programs,
+    ) -> Result<Vec<Deviation>, DatapathError> {
+        let mut found: Vec<_> = self
+            .attach_tc(Hook::Vxlan, ifindex, programs)?
+            .into_iter()
+            .collect();
+        let name = interface_name(ifindex)?;
+        if uplink == UplinkMode::Xdp && device::merges(&name).unwrap_or_default() {
+            device::merge_no_more(&name).map_err(|source| DatapathError::Offload {
+                interface: name.clone(),
+                source,
+            })?;
+            found.push(Deviation::new(
+                format_args!("link {name}"),
+                "with GRO on, beside generic XDP",
+            ));
+        }
+        Ok(found)
     }
 
     /// Attaches the socket programs to a cgroup, once.

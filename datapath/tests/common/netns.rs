@@ -111,30 +111,17 @@ impl Namespace {
     /// Makes the kernel finish checksums before packets leave by `device`, as on a wire. A veth
     /// leaves that to the receiver, which an XDP program cannot see.
     pub fn finish_checksums(&self, device: &str) {
-        const ETHTOOL_STXCSUM: u32 = 0x17;
-        #[repr(C)]
-        struct EthtoolValue {
-            command: u32,
-            data: u32,
-        }
-        self.run(|| {
-            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-            let mut value = EthtoolValue {
-                command: ETHTOOL_STXCSUM,
-                data: 0,
-            };
-            // SAFETY: zero is a value of this structure.
-            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-            for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
-                *to = from as libc::c_char;
-            }
-            request.ifr_ifru.ifru_data = (&raw mut value).cast();
-            // SAFETY: the request names a value that lives until the call returns.
-            let set = unsafe {
-                libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request)
-            };
-            assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        self.offload(device, "tx", "off");
+    }
+
+    /// `ethtool -K`, which cannot look into namespaces by itself.
+    pub fn offload(&self, device: &str, feature: &str, state: &str) {
+        let status = self.run(|| {
+            Command::new("ethtool")
+                .args(["-K", device, feature, state])
+                .status()
         });
+        assert!(status.unwrap().success(), "{feature} of {device}");
     }
 
     pub fn mac(&self, device: &str) -> [u8; 6] {

@@ -52,7 +52,10 @@ const GROUPS: &[Group] = &[
     programs("links", Smoke::One("restart_keeps_links_and_programs")),
     programs("handover", Smoke::No),
     programs("sync", Smoke::No),
-    programs("prog_netns", Smoke::No),
+    programs(
+        "prog_netns",
+        Smoke::One("generic_xdp_forwards_to_remote_backends_without_the_stack"),
+    ),
     programs("icmp_netns", Smoke::No),
     programs("spoof", Smoke::No),
     programs("trace", Smoke::No),
