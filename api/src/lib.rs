@@ -21,7 +21,7 @@ mod version;
 pub use error::ApiError;
 pub use local_node::{
     Host, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus, MemberState, ParseHostError,
-    PortUser, Remote, RemoteManager,
+    PortUser, PublishedPorts, Remote, RemoteManager,
 };
 pub use routes::{Answers, WRONG_KEY, router};
 pub use server::serve;

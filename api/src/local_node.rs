@@ -1,6 +1,6 @@
 //! What the API needs of the node it runs on. The daemon implements it.
 
-use std::{collections::BTreeSet, fmt, net::Ipv4Addr, net::SocketAddrV4, str::FromStr};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr, net::SocketAddrV4, str::FromStr};
 
 use async_trait::async_trait;
 use model::{
@@ -50,7 +50,7 @@ pub trait LocalNode: Send + Sync + 'static {
 
     /// The first of `ports` on which somebody of this node listens, who would lose its packets to a
     /// service that publishes it, and who that is. A service that publishes it already is nobody.
-    fn port_user(&self, ports: &BTreeSet<(Protocol, u16)>) -> Option<((Protocol, u16), PortUser)>;
+    fn port_user(&self, ports: &PublishedPorts) -> Option<((Protocol, u16), PortUser)>;
 
     /// A table of this node's data plane as a JSON array of the rows in [`model::inspect`].
     /// [`Table::Nodes`] is answered from the manager and never asked here.
@@ -59,6 +59,9 @@ pub trait LocalNode: Send + Sync + 'static {
     /// Where a packet would go from this node, and why.
     async fn trace(&self, query: TraceQuery) -> Result<TraceAnswer, ApiError>;
 }
+
+/// Ports of the mesh with the addresses that they are on: none means all of every node.
+pub type PublishedPorts = BTreeMap<(Protocol, u16), Vec<Ipv4Addr>>;
 
 /// A socket that has a port of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]

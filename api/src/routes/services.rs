@@ -1,6 +1,6 @@
 //! Services.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use axum::{
     Json,
@@ -12,7 +12,8 @@ use control::ops;
 use model::{
     NetworkId, ServiceId, TaskState,
     object::Service,
-    spec::{Protocol, PublishMode, ServiceMode, ServiceSpec},
+    spec::{PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec},
+    traffic::Traffic,
 };
 use serde_json::{Value, json};
 
@@ -123,16 +124,24 @@ pub(super) async fn create(
 /// process's packets. A port that a service publishes is `ops`' to judge. Other nodes are not asked, and
 /// one of host mode is its task's: a node that cannot have it refuses the task.
 fn check_ports_free(node: &Ctx, state: &store::State, spec: &ServiceSpec) -> Result<(), ApiError> {
-    let published: BTreeSet<(Protocol, u16)> = state
+    let mut published: BTreeMap<(Protocol, u16), Vec<Vec<Ipv4Addr>>> = BTreeMap::new();
+    for (port, addrs) in state
         .services()
-        .flat_map(|service| &service.endpoint.ports)
-        .filter_map(|port| Some((port.protocol, port.published?)))
-        .collect();
-    let wanted = spec.endpoint.ports.iter();
-    let new = wanted
-        .filter(|port| port.mode == PublishMode::Ingress)
-        .filter_map(|port| Some((port.protocol, port.published?)))
-        .filter(|port| !published.contains(port))
+        .flat_map(|it| mesh_ports(&it.endpoint.ports, &it.spec))
+    {
+        published.entry(port).or_default().push(addrs);
+    }
+    let new = mesh_ports(&spec.endpoint.ports, spec)
+        .filter_map(|(port, addrs)| match published.get(&port) {
+            None => Some((port, addrs)),
+            // It meets the other's addresses, or is on all that it was on.
+            Some(others) if addrs.is_empty() || others.iter().any(Vec::is_empty) => None,
+            Some(others) => {
+                let is_new = |addr: &Ipv4Addr| others.iter().all(|other| !other.contains(addr));
+                let addrs: Vec<_> = addrs.into_iter().filter(is_new).collect();
+                (!addrs.is_empty()).then_some((port, addrs))
+            }
+        })
         .collect();
     match node.port_user(&new) {
         None => Ok(()),
@@ -141,6 +150,19 @@ fn check_ports_free(node: &Ctx, state: &store::State, spec: &ServiceSpec) -> Res
              publish another port"
         ))),
     }
+}
+
+/// The numbered ones of the mesh, with their addresses.
+fn mesh_ports<'a>(
+    ports: &'a [PortSpec],
+    spec: &ServiceSpec,
+) -> impl Iterator<Item = ((Protocol, u16), Vec<Ipv4Addr>)> + use<'a> {
+    let traffic = Traffic::of(&spec.labels).unwrap_or_default();
+    ports
+        .iter()
+        .filter(|port| port.mode == PublishMode::Ingress)
+        .filter_map(|port| Some((port.protocol, port.published?)))
+        .map(move |(protocol, port)| ((protocol, port), traffic.addresses_of(protocol, port)))
 }
 
 /// A name for a service that the user gave none.

@@ -1,7 +1,6 @@
 //! The node behind the API: in no cluster, a worker, or a manager.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -14,7 +13,7 @@ use agent::{Agent, AgentConfig, Applied, Credentials};
 use anyhow::{Context, Result, ensure};
 use api::{
     Answers, ApiError, Host, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus,
-    MemberState, PortUser, RemoteManager,
+    MemberState, PortUser, PublishedPorts, RemoteManager,
 };
 use ca::{CaError, NodeKey, NodeTls};
 use control::{Candidate, InitOptions, Manager, ManagerConfig, ManagerError, NodeCredentials};
@@ -824,7 +823,7 @@ impl LocalNode for Node {
         description()
     }
 
-    fn port_user(&self, ports: &BTreeSet<(Protocol, u16)>) -> Option<((Protocol, u16), PortUser)> {
+    fn port_user(&self, ports: &PublishedPorts) -> Option<((Protocol, u16), PortUser)> {
         ports::user(ports)
     }
 

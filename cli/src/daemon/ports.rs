@@ -1,8 +1,12 @@
 //! Who on this node listens on a port, as `/proc` tells.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    fs,
+    net::{Ipv4Addr, UdpSocket},
+    path::Path,
+};
 
-use api::PortUser;
+use api::{PortUser, PublishedPorts};
 use model::spec::Protocol;
 
 /// States in `/proc/net`: a TCP socket that listens, a UDP socket that takes from anybody.
@@ -12,17 +16,30 @@ const UDP_UNCONNECTED: &str = "07";
 /// The first of `ports` for which somebody on this node gets packets now, and who. Loopback
 /// addresses count: the programs serve published ports there too. The ports that this daemon holds
 /// for services do not. `/proc` is read once for all ports: the kernel walks all sockets for that.
-pub fn user(ports: &BTreeSet<(Protocol, u16)>) -> Option<((Protocol, u16), PortUser)> {
+pub fn user(ports: &PublishedPorts) -> Option<((Protocol, u16), PortUser)> {
+    let here = |addr: &Ipv4Addr| UdpSocket::bind((*addr, 0)).is_ok();
+    let ports: PublishedPorts = ports
+        .iter()
+        .filter(|(_, addrs)| addrs.is_empty() || addrs.iter().any(here))
+        .map(|(port, addrs)| (*port, addrs.clone()))
+        .collect();
     // The mesh refuses SCTP before anybody asks.
     [Protocol::Tcp, Protocol::Udp]
         .into_iter()
-        .filter(|protocol| ports.iter().any(|(wanted, _)| wanted == protocol))
-        .find_map(|protocol| user_of(protocol, |port| ports.contains(&(protocol, port))))
+        .filter(|protocol| ports.keys().any(|(wanted, _)| wanted == protocol))
+        .find_map(|protocol| {
+            user_of(protocol, |port, bound| {
+                let addrs = ports.get(&(protocol, port));
+                addrs.is_some_and(|addrs| {
+                    addrs.is_empty() || bound.is_unspecified() || addrs.contains(&bound)
+                })
+            })
+        })
 }
 
 fn user_of(
     protocol: Protocol,
-    is_wanted: impl Fn(u16) -> bool,
+    is_wanted: impl Fn(u16, Ipv4Addr) -> bool,
 ) -> Option<((Protocol, u16), PortUser)> {
     let (tables, state) = match protocol {
         Protocol::Udp => (["udp", "udp6"], UDP_UNCONNECTED),
@@ -38,8 +55,8 @@ fn user_of(
         .iter()
         .flat_map(|table| table.lines())
         .filter_map(|line| socket(line, state))
-        .filter(|(port, _)| is_wanted(*port));
-    sockets.find_map(|(port, inode)| {
+        .filter(|(port, addr, _)| is_wanted(*port, *addr));
+    sockets.find_map(|(port, _, inode)| {
         let user = owner(inode);
         // TCP ports held for services do not listen; UDP ones cannot be told from others.
         let holds = protocol == Protocol::Udp
@@ -51,24 +68,31 @@ fn user_of(
     })
 }
 
-/// Port and inode, if the line of `/proc/net/{tcp,udp}{,6}` is of a socket that takes IPv4 packets.
-fn socket<'line>(line: &'line str, state: &str) -> Option<(u16, &'line str)> {
+/// Port, address and inode, if the line of `/proc/net/{tcp,udp}{,6}` is of a socket that takes IPv4 packets.
+fn socket<'line>(line: &'line str, state: &str) -> Option<(u16, Ipv4Addr, &'line str)> {
     let words: Vec<_> = line.split_whitespace().collect();
     let (addr, bound) = words.get(1)?.rsplit_once(':')?;
     let port = u16::from_str_radix(bound, 16).ok()?;
-    let ours = words.get(3) == Some(&state) && takes_ipv4(addr);
-    ours.then(|| Some((port, *words.get(9)?))).flatten()
+    let inode = *words.get(9)?;
+    (words.get(3) == Some(&state)).then_some(())?;
+    Some((port, ipv4(addr)?, inode))
 }
 
-/// IPv4 addresses have 8 digits; of IPv6 the unspecified one and mapped ones (words in host order).
-fn takes_ipv4(addr: &str) -> bool {
-    addr.len() == 8
-        || addr.bytes().all(|digit| digit == b'0')
-        || addr.starts_with(if cfg!(target_endian = "little") {
-            "0000000000000000FFFF0000"
-        } else {
-            "00000000000000000000FFFF"
-        })
+/// IPv4 addresses have 8 digits, in host order; of IPv6 the unspecified one takes IPv4 packets, and mapped ones.
+fn ipv4(addr: &str) -> Option<Ipv4Addr> {
+    const MAPPED: &str = if cfg!(target_endian = "little") {
+        "0000000000000000FFFF0000"
+    } else {
+        "00000000000000000000FFFF"
+    };
+    let unspecified = addr.bytes().all(|digit| digit == b'0');
+    let digits = match addr.len() {
+        8 => addr,
+        _ if unspecified => &addr[..8],
+        _ => addr.strip_prefix(MAPPED)?,
+    };
+    let word = u32::from_str_radix(digits, 16).ok()?;
+    Some(Ipv4Addr::from(word.to_ne_bytes()))
 }
 
 /// The process that has the socket open. None has a tunnel's: those are the kernel's own.
@@ -96,12 +120,31 @@ fn owner(inode: &str) -> PortUser {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
     fn user(protocol: Protocol, port: u16) -> Option<PortUser> {
-        super::user(&[(protocol, port)].into()).map(|(_, user)| user)
+        on_addrs(protocol, port, &[])
+    }
+
+    fn on_addrs(protocol: Protocol, port: u16, addrs: &[Ipv4Addr]) -> Option<PortUser> {
+        super::user(&[((protocol, port), addrs.to_vec())].into()).map(|(_, user)| user)
+    }
+
+    #[test]
+    fn listener_on_another_address_than_the_ports_is_in_nobodys_way() {
+        const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+        const NOT_HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+        let listener = TcpListener::bind((OTHER, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert_eq!(on_addrs(Protocol::Tcp, port, &[Ipv4Addr::LOCALHOST]), None);
+        assert!(on_addrs(Protocol::Tcp, port, &[Ipv4Addr::LOCALHOST, OTHER]).is_some());
+
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(on_addrs(Protocol::Tcp, port, &[OTHER]).is_some());
+        assert_eq!(on_addrs(Protocol::Tcp, port, &[NOT_HERE]), None);
     }
 
     #[test]

@@ -5,7 +5,6 @@ mod agent;
 mod client;
 
 use std::{
-    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -23,7 +22,7 @@ use model::{
 use serde_json::{Value, json};
 use swarmnet_api::{
     ApiError, HostPort, InitRequest, JoinParams, LocalNode, LocalStatus, MemberState, PortUser,
-    RemoteManager,
+    PublishedPorts, RemoteManager,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -164,12 +163,12 @@ impl LocalNode for TestNode {
         }
     }
 
-    fn port_user(&self, ports: &BTreeSet<(Protocol, u16)>) -> Option<((Protocol, u16), PortUser)> {
+    fn port_user(&self, ports: &PublishedPorts) -> Option<((Protocol, u16), PortUser)> {
         let taken = (Protocol::Tcp, TAKEN_PORT);
         let user = PortUser {
             process: Some(("nginx".to_owned(), 4711)),
         };
-        ports.contains(&taken).then_some((taken, user))
+        ports.contains_key(&taken).then_some((taken, user))
     }
 
     async fn trace(&self, query: TraceQuery) -> Result<TraceAnswer, ApiError> {
