@@ -400,9 +400,19 @@ fn socket_hooks_translate_once_and_tell_the_application_the_vip() {
     let mut answer = [0; 8];
     assert_eq!(connected.recv_from(&mut answer).unwrap(), (1, at(VIP, 53)));
 
-    // Three flows, and nothing was left to translate per packet.
+    // Three flows, and only what the connected socket sent was left to translate per packet.
     let stats = cluster.a.node.stats(FRONT);
-    assert_eq!((stats.packets, stats.new_flows), (0, 3));
+    assert_eq!((stats.packets, stats.new_flows), (1, 3));
+
+    // It goes on with another backend when its own is gone.
+    let server = EchoServer::udp(
+        &cluster.a.tasks[1].namespace,
+        at(cluster.a.tasks[1].overlay, 53),
+    );
+    cluster.vip(5, &[slot(ON_A_2, ON_A_2)]);
+    connected.send(b"y").unwrap();
+    assert_eq!(connected.recv_from(&mut answer).unwrap(), (1, at(VIP, 53)));
+    assert_came_from(&server, cluster.a.tasks[0].overlay);
     // The node's own namespace is not part of the network.
     let outside = cluster
         .a
