@@ -218,9 +218,12 @@ impl Lab {
     /// # Errors
     /// When all were killed.
     pub fn manager(&self) -> Result<&Node> {
-        let managers = &self.nodes[..self.spec.managers.into()];
-        let mut running = managers.iter().filter(|node| node.is_running());
+        let mut running = self.managers().iter().filter(|node| node.is_running());
         running.next().context("no manager's agent runs")
+    }
+
+    pub fn managers(&self) -> &[Node] {
+        &self.nodes[..self.spec.managers.into()]
     }
 
     /// Nodes count from 1.
@@ -234,6 +237,17 @@ impl Lab {
 
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// Cuts the node off from everybody, or connects it again.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn plug_in(&self, number: usize, is_plugged: bool) -> Result<()> {
+        let (switch, port) = (switch_name(&self.spec), format!("p{number}"));
+        let state = if is_plugged { "up" } else { "down" };
+        let set = ["-n", &switch, "link", "set", &port, state];
+        run(Command::new("ip").args(set)).map(drop)
     }
 
     /// A host on the underlay that is no node.

@@ -102,7 +102,8 @@ impl Node {
             Ok(std::os::unix::net::UnixStream::connect(&socket)
                 .is_ok()
                 .then_some(Ok(())))
-        })?;
+        });
+        let up = up.with_context(|| format!("the agent does not come up\n{}", self.log_tail()))?;
         up.map_err(|status| anyhow::anyhow!("the agent ended: {status}\n{}", self.log_tail()))
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lab::{Lab, LabSpec, RunningTask, Wiring};
+use lab::{Lab, LabSpec, RunningTask, Wiring, wait_for};
 
 /// A cluster of three nodes, the first its manager unless more are asked for, and a client outside.
 pub struct Cluster {
@@ -24,7 +24,7 @@ impl Cluster {
     /// # Errors
     /// What the lab could not do.
     pub fn with_uplink_mode(uplink_mode: &'static str) -> Result<Self> {
-        Self::with(uplink_mode, 1500, 1)
+        Self::with(uplink_mode, 1500, 3, 1)
     }
 
     /// On an underlay of this MTU.
@@ -32,7 +32,7 @@ impl Cluster {
     /// # Errors
     /// What the lab could not do.
     pub fn with_mtu(mtu: u32) -> Result<Self> {
-        Self::with("tc", mtu, 1)
+        Self::with("tc", mtu, 3, 1)
     }
 
     /// Of three managers.
@@ -40,10 +40,18 @@ impl Cluster {
     /// # Errors
     /// What the lab could not do.
     pub fn of_managers() -> Result<Self> {
-        Self::with("tc", 1500, 3)
+        Self::with("tc", 1500, 3, 3)
     }
 
-    fn with(uplink_mode: &'static str, mtu: u32, managers: u8) -> Result<Self> {
+    /// Of so many nodes, the first of them managers.
+    ///
+    /// # Errors
+    /// What the lab could not do.
+    pub fn of(nodes: u8, managers: u8) -> Result<Self> {
+        Self::with("tc", 1500, nodes, managers)
+    }
+
+    fn with(uplink_mode: &'static str, mtu: u32, nodes: u8, managers: u8) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{}{}", std::process::id(), char::from(b'a' + nth as u8));
@@ -51,7 +59,7 @@ impl Cluster {
         let mut lab = Lab::new(LabSpec {
             dir: Path::new("/var/lib/swarmnet-tests").join(&name),
             name,
-            nodes: 3,
+            nodes,
             managers,
             binary: binaries.join("swarmnet"),
             uplink_mode,
@@ -89,6 +97,23 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// The number of the node that leads, in the eyes of a manager that runs; not one that was
+    /// killed.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn leader(&self) -> Result<usize> {
+        wait_for("a leader", || {
+            let nodes = self.manager()?.cli_json(&["node", "ls"])?;
+            let leads = nodes.iter().find(|node| node["ManagerStatus"] == "Leader");
+            let name = leads.and_then(|node| node["Hostname"].as_str());
+            let number = name.and_then(|name| self.nodes().iter().position(|n| n.name() == name));
+            Ok(number
+                .map(|index| index + 1)
+                .filter(|number| self.node(*number).is_running()))
+        })
+    }
+
     /// The virtual address of a service.
     ///
     /// # Errors

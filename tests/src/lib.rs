@@ -5,6 +5,9 @@ mod cluster;
 mod datagram;
 mod load;
 mod traffic;
+mod unlock;
+mod web;
+mod writer;
 
 pub use ask::{Answer, Asker, Conversation, Heard, ask_tcp, ask_udp, send_through};
 pub use cluster::Cluster;
@@ -12,3 +15,6 @@ pub use datagram::{Datagrams, Fragments};
 pub use lab::RunningTask as Task;
 pub use load::{Load, LoadSpec};
 pub use traffic::Traffic;
+pub use unlock::unlock;
+pub use web::Web;
+pub use writer::{Acknowledged, Writer};

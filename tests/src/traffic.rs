@@ -6,13 +6,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
 use lab::{Host, wait_for};
 
 use crate::{Conversation, ask_tcp};
+
+/// Of calm clients.
+const PAUSE: Duration = Duration::from_millis(10);
 
 type Failures = Vec<String>;
 
@@ -44,6 +48,21 @@ impl Traffic {
         })
     }
 
+    /// As [`Self::of_conversations`], with a pause after each answer: a cut is noticed as well, and
+    /// what else happens has the machine for itself.
+    ///
+    /// # Errors
+    /// A connection that is not made.
+    pub fn of_calm_conversations(from: &Host, to: &[(Ipv4Addr, u16)]) -> Result<Self> {
+        Self::start(to, |to| {
+            let mut conversation = Conversation::begin(from, to)?;
+            Ok(move || {
+                thread::sleep(PAUSE);
+                conversation.say("are you there?")
+            })
+        })
+    }
+
     fn start<Ask>(
         to: &[(Ipv4Addr, u16)],
         client: impl Fn((Ipv4Addr, u16)) -> Result<Ask>,
@@ -66,7 +85,7 @@ impl Traffic {
                 }
                 failures
             };
-            clients.push(std::thread::spawn(run));
+            clients.push(thread::spawn(run));
         }
         Ok(Self {
             stop,

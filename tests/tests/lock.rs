@@ -2,36 +2,18 @@
 
 use std::{
     fs,
-    io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::Node;
-use swarmnet_tests::{Cluster, Traffic};
+use swarmnet_tests::{Cluster, Traffic, unlock};
 
 /// What the stock client shows, word by word.
 const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please \
                       use \"docker swarm unlock\" to unlock it.";
 /// Ours names itself.
 const LOCKED_HERE: &str = "Please use \"swarmnet unlock\" to unlock it";
-
-/// `swarmnet unlock` with this key. Gives what it says when it is refused.
-fn unlock(node: &Node, key: &str) -> Result<Option<String>> {
-    let mut child = node
-        .command(&["unlock"])?
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut stdin = child.stdin.take().context("it was piped")?;
-    stdin.write_all(format!("{key}\n").as_bytes())?;
-    drop(stdin);
-    let output = child.wait_with_output()?;
-    let said = String::from_utf8(output.stderr)?;
-    Ok((!output.status.success()).then_some(said))
-}
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();

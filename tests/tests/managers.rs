@@ -1,167 +1,23 @@
 //! Three managers, and less: whichever are killed, what was acknowledged is there, the nodes' traffic
 //! goes on, and no healthy task is started again.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::Instant,
-};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Node, wait_for};
-use swarmnet_tests::{Cluster, Task, Traffic, ask_tcp};
-
-/// Makes networks at one manager after the other for as long as it may, and remembers those whose
-/// making was acknowledged.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<Mutex<BTreeSet<String>>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Writer {
-    fn start(cluster: &Cluster) -> Self {
-        let hosts: Vec<_> = cluster.nodes().iter().map(Node::host_url).collect();
-        let (stop, acknowledged) = (
-            Arc::<AtomicBool>::default(),
-            Arc::<Mutex<BTreeSet<_>>>::default(),
-        );
-        let thread = std::thread::spawn({
-            let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
-            move || {
-                for (number, host) in hosts.iter().cycle().enumerate() {
-                    if stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let name = format!("w{number}");
-                    if docker(host, &["network", "create", "-d", "overlay", &name]) {
-                        acknowledged.lock().unwrap().insert(name);
-                    }
-                }
-            }
-        });
-        Self {
-            stop,
-            acknowledged,
-            thread: Some(thread),
-        }
-    }
-
-    /// Waits until more is acknowledged than was.
-    fn go_on(&self) -> Result<()> {
-        let count = || self.acknowledged.lock().unwrap().len();
-        let before = count();
-        wait_for("a write to be acknowledged", || {
-            Ok((count() > before + 1).then_some(()))
-        })
-    }
-
-    fn end(mut self) -> BTreeSet<String> {
-        self.join();
-        std::mem::take(&mut *self.acknowledged.lock().unwrap())
-    }
-
-    fn join(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the writer does not panic");
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.join();
-    }
-}
-
-fn docker(host: &str, args: &[&str]) -> bool {
-    let mut command = Command::new("docker");
-    let output = command.env("DOCKER_HOST", host).args(args).output();
-    output.expect("docker is installed").status.success()
-}
-
-/// Every manager lists every network that was acknowledged, once.
-fn all_are_there(cluster: &Cluster, acknowledged: &BTreeSet<String>) -> Result<()> {
-    for node in cluster.nodes() {
-        let listed = node.docker(&["network", "ls", "--format", "{{.Name}}"])?;
-        for name in acknowledged {
-            let found = listed.lines().filter(|line| line == name).count();
-            ensure!(found == 1, "{} lists {name} {found} times", node.name());
-        }
-    }
-    Ok(())
-}
-
-/// The number of the node that leads, in the eyes of a manager that runs; not one that was killed.
-fn leader(cluster: &Cluster) -> Result<usize> {
-    wait_for("a leader", || {
-        let nodes = cluster.manager()?.cli_json(&["node", "ls"])?;
-        let leads = nodes.iter().find(|node| node["ManagerStatus"] == "Leader");
-        let name = leads.and_then(|node| node["Hostname"].as_str());
-        let number = name.and_then(|name| cluster.nodes().iter().position(|n| n.name() == name));
-        Ok(number
-            .map(|index| index + 1)
-            .filter(|number| cluster.node(*number).is_running()))
-    })
-}
-
-/// Process of each task.
-fn processes(cluster: &Cluster, tasks: &[Task]) -> Result<BTreeMap<String, String>> {
-    let format = "{{.Status.ContainerStatus.PID}}";
-    let pid = |task: &Task| -> Result<_> {
-        let inspect = ["inspect", "--type", "task", "--format", format, &task.id];
-        let pid = cluster.manager()?.docker(&inspect)?;
-        Ok((task.id.clone(), pid.trim().to_owned()))
-    };
-    tasks.iter().map(pid).collect()
-}
-
-/// A service on all nodes, with a connection to each of them that stays open.
-struct Service {
-    processes: BTreeMap<String, String>,
-    open: Traffic,
-}
-
-impl Service {
-    fn start(cluster: &Cluster) -> Result<Self> {
-        let tasks = cluster.serve("web", 3, &["--publish", "8080:80"])?;
-        let processes = processes(cluster, &tasks)?;
-        cluster.settle()?;
-        let open = Traffic::of_conversations(cluster.client(), &cluster.entries(8080)?)?;
-        Ok(Self { processes, open })
-    }
-
-    /// Every request was answered, by the tasks that were there in the beginning.
-    fn end(self, cluster: &Cluster) -> Result<()> {
-        cluster.settle()?;
-        self.open.end()?;
-        let after = processes(cluster, &cluster.wait_running("web", 3)?)?;
-        ensure!(
-            self.processes == after,
-            "tasks were restarted: {:?}, now {after:?}",
-            self.processes
-        );
-        Ok(())
-    }
-}
+use lab::wait_for;
+use swarmnet_tests::{Cluster, Web, Writer, ask_tcp};
 
 #[test]
 fn leader_and_followers_are_killed_and_no_acknowledged_write_is_lost() -> Result<()> {
     let mut cluster = Cluster::of_managers()?;
-    let web = Service::start(&cluster)?;
+    let web = Web::start(&cluster)?;
     let writer = Writer::start(&cluster);
     for _ in 0..2 {
         writer.go_on()?;
-        let victim = leader(&cluster)?;
+        let victim = cluster.leader()?;
         cluster.node_mut(victim).kill()?;
         let killed = Instant::now();
-        let next = leader(&cluster)?;
+        let next = cluster.leader()?;
         println!(
             "node {next} leads {:?} after {victim} died",
             killed.elapsed()
@@ -172,21 +28,21 @@ fn leader_and_followers_are_killed_and_no_acknowledged_write_is_lost() -> Result
         cluster.node_mut(victim).start()?;
     }
     writer.go_on()?;
-    let leads = leader(&cluster)?;
+    let leads = cluster.leader()?;
     let follower = leads % 3 + 1;
     cluster.node_mut(follower).kill()?;
     writer.go_on()?;
-    ensure!(leader(&cluster)? == leads, "the lead went with a follower");
+    ensure!(cluster.leader()? == leads, "the lead went with a follower");
     cluster.node_mut(follower).start()?;
     let acknowledged = writer.end();
     web.end(&cluster)?;
-    all_are_there(&cluster, &acknowledged)
+    acknowledged.are_there(&cluster)
 }
 
 #[test]
 fn managers_are_restarted_one_after_the_other_under_writes() -> Result<()> {
     let mut cluster = Cluster::of_managers()?;
-    let web = Service::start(&cluster)?;
+    let web = Web::start(&cluster)?;
     let writer = Writer::start(&cluster);
     for number in 1..=3 {
         writer.go_on()?;
@@ -206,7 +62,7 @@ fn managers_are_restarted_one_after_the_other_under_writes() -> Result<()> {
     }
     let acknowledged = writer.end();
     web.end(&cluster)?;
-    all_are_there(&cluster, &acknowledged)
+    acknowledged.are_there(&cluster)
 }
 
 /// Without a quorum: reads say that they may be old, writes fail and name who is missing, tasks and
@@ -214,7 +70,7 @@ fn managers_are_restarted_one_after_the_other_under_writes() -> Result<()> {
 #[test]
 fn majority_is_killed_and_then_all_and_everything_comes_back() -> Result<()> {
     let mut cluster = Cluster::of_managers()?;
-    let web = Service::start(&cluster)?;
+    let web = Web::start(&cluster)?;
     cluster.node_mut(2).kill()?;
     cluster.node_mut(3).kill()?;
     let missing = [cluster.node(2).addr(), cluster.node(3).addr()];
@@ -245,7 +101,7 @@ fn majority_is_killed_and_then_all_and_everything_comes_back() -> Result<()> {
 
     cluster.node_mut(2).start()?;
     cluster.node_mut(3).start()?;
-    leader(&cluster)?;
+    cluster.leader()?;
     wait_for("a write", || {
         let made = cluster.node(3).cli(&["network", "create", "made"]);
         Ok(made.ok().map(drop))
@@ -258,7 +114,7 @@ fn majority_is_killed_and_then_all_and_everything_comes_back() -> Result<()> {
 #[test]
 fn survivor_makes_a_new_cluster_of_the_old_one() -> Result<()> {
     let mut cluster = Cluster::of_managers()?;
-    let web = Service::start(&cluster)?;
+    let web = Web::start(&cluster)?;
     let token = cluster.node(1).cli(&["join-token", "-q", "worker"])?;
     cluster.node_mut(1).kill()?;
     cluster.node_mut(2).kill()?;
@@ -327,7 +183,7 @@ fn managers_are_demoted_leave_and_are_refused_when_the_quorum_would_break() -> R
             .map(drop))
     })?;
     // Two are left; the leader among them can be told to go.
-    let leads = leader(&cluster)?;
+    let leads = cluster.leader()?;
     let (leads, stays) = if leads == 1 { (first, 2) } else { (second, 1) };
     cluster.node(stays).cli(&["node", "demote", &leads])?;
     wait_for("the other one to lead", || {
@@ -342,4 +198,42 @@ fn managers_are_demoted_leave_and_are_refused_when_the_quorum_would_break() -> R
     let refused = cluster.node(stays).cli_error(&["node", "demote", &last])?;
     ensure!(refused.contains("last manager"), "{refused}");
     Ok(())
+}
+
+/// The machine of one manager is lost while the others have a quorum: it is taken out, and a fresh one
+/// joins in its place, by the recipe.
+#[test]
+fn manager_whose_disk_is_lost_is_replaced() -> Result<()> {
+    let mut cluster = Cluster::of_managers()?;
+    let lost = cluster.node(3).name().to_owned();
+    let elsewhere = format!("node.hostname!={lost}");
+    let web = Web::start_on(&cluster, &[1, 2], &["--constraint", &elsewhere])?;
+    cluster.node_mut(3).kill()?;
+    std::fs::remove_dir_all(cluster.node(3).state_dir())?;
+
+    let manager = cluster.node(1);
+    let token = manager.cli(&["join-token", "-q", "manager"])?;
+    manager.cli(&["node", "demote", &lost])?;
+    let early = manager.cli_error(&["node", "rm", &lost])?;
+    ensure!(early.contains("not down"), "{early}");
+    wait_for("it to be down", || {
+        let removed = cluster.node(1).cli(&["node", "rm", &lost]);
+        Ok(removed.ok().map(drop))
+    })?;
+    cluster.node_mut(3).start()?;
+    let addr = format!("{}:2377", cluster.node(1).addr());
+    let joined = cluster
+        .node(3)
+        .cli(&["join", "--token", token.trim(), &addr])?;
+    ensure!(joined.contains("as a manager"), "{joined}");
+    let managers = wait_for("three managers", || {
+        let nodes = cluster.node(3).cli_json(&["node", "ls"])?;
+        let is_there = |node: &&serde_json::Value| node["ManagerStatus"] != "Unreachable";
+        Ok((nodes.iter().filter(is_there).count() == 3).then_some(nodes))
+    })?;
+    ensure!(
+        managers.iter().all(|node| node["Status"] == "Ready"),
+        "{managers:?}"
+    );
+    web.end(&cluster)
 }
