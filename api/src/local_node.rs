@@ -1,6 +1,6 @@
 //! What the API needs of the node it runs on. The daemon implements it.
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr, net::SocketAddrV4, str::FromStr};
+use std::{collections::BTreeMap, fmt, fs::File, net::Ipv4Addr, net::SocketAddrV4, str::FromStr};
 
 use async_trait::async_trait;
 use model::{
@@ -38,6 +38,10 @@ pub trait LocalNode: Send + Sync + 'static {
     /// Leaves the cluster and forgets it. Whether a manager may is settled before, unless
     /// `force`.
     async fn leave(&self, force: bool) -> Result<(), ApiError>;
+
+    /// A tar archive of what this node's manager is made of, at its beginning, for a directory from
+    /// which `force_new_cluster` goes on. Called only on a manager.
+    async fn backup(&self) -> Result<File, ApiError>;
 
     /// This node's membership at the moment.
     fn status(&self) -> LocalStatus;
@@ -103,6 +107,8 @@ pub enum MemberState {
     Inactive,
     /// A manager that wants the unlock key.
     Locked,
+    /// A manager with the log of a backup, which waits to be made the only one.
+    Restored,
     /// A member that has not reached a manager yet.
     Pending,
     /// Runs tasks.

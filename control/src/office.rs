@@ -61,10 +61,14 @@ impl Offices {
         self.open.borrow().clone()
     }
 
-    /// Waits for the office of a manager that leads.
+    /// Waits for the office of a manager that leads, or until it does not.
     pub(crate) async fn opened(&self) {
-        // Fails when the manager stops.
-        let _ = self.open.clone().wait_for(Option::is_some).await;
+        let (mut open, mut standing) = (self.open.clone(), self.store.standing());
+        // Either fails when the manager stops.
+        tokio::select! {
+            _ = open.wait_for(Option::is_some) => {}
+            _ = standing.wait_for(|now| !now.leads()) => {}
+        }
     }
 }
 

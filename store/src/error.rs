@@ -42,8 +42,17 @@ pub enum StoreError {
     #[error("the manager with its log in `{}` was not elected within {after:?}; is the disk too \
          slow?", path.display())]
     NotElected { path: PathBuf, after: Duration },
+    /// A backup's log, which takes no part in the group that it was copied from.
+    #[error(
+        "`{}` is a copy from a backup, with which this manager cannot join those that went on since: \
+        if all of them are lost, make it the only one with `swarmnet init --force-new-cluster`; if \
+        not, demote it on one of them and promote it again", path.display()
+    )]
+    Copy { path: PathBuf },
     #[error("there is no log in `{}` to go on from", path.display())]
     Empty { path: PathBuf },
+    #[error("cannot copy `{}`: {reason}", path.display())]
+    NotCopied { path: PathBuf, reason: String },
     #[error("the managers cannot be changed: {0}")]
     Members(String),
     #[error("the store in `{}` has stopped: {reason}", path.display())]

@@ -11,6 +11,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::object::{Change, ChangeSet, Commit, Counters, Key, Object, Stamp};
 
+/// More transactions than any managers commit between a backup and their loss. JSON's numbers, which
+/// are exact to 2^53, have room for two million of these.
+const LEAP: u64 = 1 << 32;
+
 /// Everything the cluster has agreed on, at one version. A clone shares all tables with the
 /// original, so readers keep one as long as they like.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -156,6 +160,12 @@ impl State {
             Key::Service(id) => self.services.get(&id).map(|service| &service.meta),
             Key::Task(id) => self.tasks.get(&id).map(|task| &task.meta),
         }
+    }
+
+    /// Moves to a version that no node has seen: those that this state may be behind of were handed
+    /// out by managers that are lost.
+    pub(crate) fn leap(&mut self) {
+        self.version.0 += LEAP;
     }
 
     /// Applies a transaction: the state moves to the next version.

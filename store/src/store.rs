@@ -6,6 +6,7 @@ pub(crate) mod simulated;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    fs::File,
     net::SocketAddr,
     path::Path,
     sync::Arc,
@@ -23,7 +24,7 @@ use vault::{DataKey, UnlockKey};
 
 use crate::{
     Commit, Members, ReadError, Standing, State, StoreError, Transaction, WriteError,
-    disk::{Disk, Slot},
+    disk::{Disk, DiskError, Slot},
     election::{self, LEASE},
     raft::{
         Member, Network, NoTransport, Raft, RaftCall, RaftId, RaftReply, RaftTransport, answer,
@@ -366,9 +367,50 @@ impl Store {
         sealed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
+    /// Copies the log, as it is at a moment of the call, to an empty file: for a directory from which
+    /// [`Store::force_new`] makes a cluster, and nothing else goes on. What is in it is sealed as it
+    /// is here; the data key is not in it.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the store has stopped.
+    pub async fn copy_to(&self, file: File) -> Result<(), StoreError> {
+        let disk = Arc::clone(&self.0.disk);
+        let copied = spawn_blocking(move || disk.copy_to(file)).await;
+        let copied = copied.unwrap_or(Err(DiskError::Panicked));
+        copied.map_err(|error| StoreError::NotCopied {
+            path: self.0.disk.path().to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
     /// What this manager's files are sealed with; for those beside the store's.
     pub fn data_key(&self) -> &DataKey {
         self.0.disk.data_key()
+    }
+
+    /// Waits until the store stops by itself, as it does when its disk refuses a write: what it then
+    /// holds for true is not known to be on disk. To be opened anew, after [`Store::shutdown`]. `None`
+    /// when it was shut down.
+    pub async fn failure(&self) -> Option<StoreError> {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            metrics.mark_unchanged();
+            if self.0.stop.is_cancelled() {
+                return None;
+            }
+            if let Some(failure) = self.ended() {
+                return Some(failure);
+            }
+            if metrics.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// Why Raft ended.
+    fn ended(&self) -> Option<StoreError> {
+        let state = self.0.raft.metrics().borrow().running_state.clone();
+        state.err().map(|error| self.stopped(&error))
     }
 
     /// Stops, leaving the disk in order. Writes fail from now on.
@@ -460,17 +502,19 @@ impl Store {
         };
         match tokio::time::timeout(ALONE_READY, leads).await {
             Ok(true) => Ok(()),
-            _ => Err(StoreError::NotElected {
+            _ => Err(self.ended().unwrap_or_else(|| StoreError::NotElected {
                 path: self.0.disk.path().to_owned(),
                 after: ALONE_READY,
-            }),
+            })),
         }
     }
 
+    /// The disk's own words are plainer than Raft's.
     fn stopped(&self, error: &dyn std::error::Error) -> StoreError {
+        let disk = self.0.disk.failure_seen();
         StoreError::Stopped {
             path: self.0.disk.path().to_owned(),
-            reason: error.to_string(),
+            reason: disk.map_or_else(|| error.to_string(), str::to_owned),
         }
     }
 }
@@ -508,6 +552,14 @@ fn open_disk(dir: &Path, unlock: Option<&UnlockKey>) -> Result<Opened, StoreErro
 
 /// What the disk has. It takes the name `new` if it has none.
 fn read_disk(disk: Arc<Disk>, new: RaftId) -> Result<Opened, StoreError> {
+    match disk.is_copy() {
+        Ok(false) => {}
+        Ok(true) => {
+            let path = disk.path().to_owned();
+            return Err(StoreError::Copy { path });
+        }
+        Err(error) => return Err(disk.failure(&error)),
+    }
     let read = || {
         let id = match disk.get(Slot::RaftId)? {
             Some(id) => id,

@@ -200,7 +200,7 @@ impl Writer {
             },
             Failure::Stopped(reason) => WriteError::Store(StoreError::Stopped {
                 path: self.disk.path().to_owned(),
-                reason,
+                reason: self.disk.failure_seen().map_or(reason, str::to_owned),
             }),
         }
     }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use model::{NodeId, Version, codec};
 use support::{cluster, node};
 use swarmnet_store::{
-    Standing, Start, State, Store, StoreConfig, WriteError,
+    Standing, Start, State, Store, StoreConfig, StoreError, WriteError,
     raft::{Member, RaftCall, RaftReply, RaftTransport, TransportError},
 };
 use tempfile::TempDir;
@@ -272,4 +272,82 @@ async fn survivor_goes_on_alone_with_everything() {
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("no log"), "{refused}");
+}
+
+/// A copy that was made while the managers went on is no part of their group, whichever way it is
+/// opened; it can only be made a cluster of its own, with what it has, and with versions that the
+/// group has not reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copy_takes_no_part_in_the_group_and_goes_on_alone() {
+    let dirs = [(); 3].map(|()| TempDir::new().unwrap());
+    let wires = Wires::default();
+    let [first, second, third] = three(&wires, &dirs).await;
+    first.write(|tx| tx.put(node(7))).await.unwrap();
+    let copy = TempDir::new().unwrap();
+    let file = || std::fs::File::create_new(copy.path().join("store.redb")).unwrap();
+    first.copy_to(file()).await.unwrap();
+    let key = dirs[0].path().join("data.key");
+    std::fs::copy(key, copy.path().join("data.key")).unwrap();
+    let (_, later) = first.write(|tx| tx.put(node(8))).await.unwrap();
+
+    let config = || StoreConfig {
+        addr: addr(4),
+        start: Start::Join,
+        transport: Arc::new(wires.clone()),
+        unlock: None,
+    };
+    let refused = Store::open(copy.path(), config()).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Copy { .. }), "{refused}");
+    Store::force_new(copy.path(), addr(4), None).await.unwrap();
+    let alone = Store::open(copy.path(), config()).await.unwrap();
+    assert_ne!(alone.id(), first.id());
+    assert!(alone.state().node(NodeId::from_raw(7)).is_some());
+    assert!(alone.state().node(NodeId::from_raw(8)).is_none());
+    let (_, version) = alone.write(|tx| tx.put(node(9))).await.unwrap();
+    assert!(version > later, "{version} was reached by the others");
+    for store in [&first, &second, &third, &alone] {
+        store.shutdown().await;
+    }
+    drop(alone);
+    let again = Store::open(copy.path(), config()).await.unwrap();
+    assert!(again.state().node(NodeId::from_raw(9)).is_some());
+    again.shutdown().await;
+}
+
+/// Of a store that writes all the time, at whatever moment it is copied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_under_writes_are_whole() {
+    let dir = TempDir::new().unwrap();
+    let wires = Wires::default();
+    let store = wires.open(&dir, 1, Start::Found).await;
+    store.write(|tx| tx.put(cluster(20))).await.unwrap();
+    let writer = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for id in 1.. {
+                if store.write(|tx| tx.put(node(id))).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    for _ in 0..10 {
+        let acknowledged = store.state();
+        let copy = TempDir::new().unwrap();
+        let file = std::fs::File::create_new(copy.path().join("store.redb")).unwrap();
+        store.copy_to(file).await.unwrap();
+        std::fs::copy(dir.path().join("data.key"), copy.path().join("data.key")).unwrap();
+        Store::force_new(copy.path(), addr(4), None).await.unwrap();
+        let opened = support::open(copy.path()).await;
+        for node in acknowledged.nodes() {
+            assert!(
+                opened.state().node(node.id).is_some(),
+                "{} is lost",
+                node.id
+            );
+        }
+        opened.shutdown().await;
+    }
+    store.shutdown().await;
+    writer.await.unwrap();
 }

@@ -2,6 +2,8 @@
 //! there is none. Reads are then answered from what this manager last knew, with a warning; nothing
 //! is changed.
 
+use std::time::Duration;
+
 use axum::{
     body::{Body, Bytes, to_bytes},
     extract::{Request, State},
@@ -11,7 +13,8 @@ use axum::{
 };
 use control::{ApiHandler, Forwarded, Manager};
 use model::{
-    NodeId,
+    NodeId, Version,
+    inspect::NodeRow,
     rpc::{ApiRequest, ApiResponse},
 };
 use store::raft::Member;
@@ -25,6 +28,9 @@ const BODY_BYTES_MAX: usize = 32 << 20;
 /// RFC 9111's former code for a response that may be stale, in the `Warning` field of RFC 7234
 /// section 5.5.1.
 const STALE: u16 = 110;
+
+/// For a follower to get what the leader has.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// On requests that another manager forwarded: they are answered here or not at all.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +80,39 @@ async fn answer(manager: &Manager, request: Request, next: Next) -> Response {
         Ok(_) => next.run(request).await,
         Err(err) => stale(next.run(request).await, &err.missing),
     }
+}
+
+/// Waits until this manager has every change that was acknowledged before the call.
+///
+/// # Errors
+/// The managers that are missing, when no leader tells in time.
+pub(super) async fn catch_up(manager: &Manager) -> Result<(), Vec<Member>> {
+    let store = manager.store();
+    let request = ApiRequest {
+        method: Method::GET.to_string(),
+        uri: "/swarmnet/inspect/nodes".to_owned(),
+        content_type: None,
+        body: Bytes::new(),
+    };
+    let newest = match manager.forward(&request).await {
+        Forwarded::Here => return store.read().await.map(drop).map_err(|err| err.missing),
+        Forwarded::Answered(answer) => newest_version(&answer.body),
+        Forwarded::NoLeader { missing } => return Err(missing),
+        Forwarded::InDoubt { leader, .. } => return Err(vec![leader]),
+    };
+    let newest = newest.ok_or_else(|| store.unreachable())?;
+    let mut states = store.watch();
+    let has_it = states.wait_for(|state| state.version() >= newest);
+    match tokio::time::timeout(CATCH_UP, has_it).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(store.unreachable()),
+    }
+}
+
+/// The leader's, in its answer to `inspect nodes`.
+fn newest_version(body: &[u8]) -> Option<Version> {
+    let rows: Vec<NodeRow> = serde_json::from_slice(body).ok()?;
+    rows.first().map(|row| Version(row.current))
 }
 
 fn is_read(method: &Method) -> bool {
@@ -126,7 +165,7 @@ fn from_leader(answer: ApiResponse) -> Response {
     response
 }
 
-fn stale(mut response: Response, missing: &[Member]) -> Response {
+pub(super) fn stale(mut response: Response, missing: &[Member]) -> Response {
     let text = no_quorum(missing.to_vec()).message;
     let text = text.replace("so nothing can be changed", "so this may be stale");
     if let Ok(value) = HeaderValue::try_from(format!("{STALE} swarmnet \"{text}\"")) {

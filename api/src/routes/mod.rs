@@ -20,6 +20,7 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
     routing::{delete, get, post},
 };
+use control::Manager;
 use store::{State, Store};
 
 use crate::{
@@ -47,6 +48,7 @@ pub fn router(node: Arc<dyn LocalNode>) -> Router {
         .merge(engine::routes())
         .route("/swarmnet/inspect/{table}", get(swarmnet::inspect))
         .route("/swarmnet/trace", get(swarmnet::trace))
+        .route("/swarmnet/backup", get(swarmnet::backup))
         .fallback(async || version::page_not_found())
         .method_not_allowed_fallback(async || version::page_not_found())
         .with_state(node);
@@ -110,10 +112,7 @@ fn networks() -> Router<Ctx> {
 
 /// The manager's store, or the sentence that says why there is none here.
 pub(crate) fn store(node: &Ctx) -> Result<Store, ApiError> {
-    match node.manager() {
-        Some(manager) => Ok(manager.store().clone()),
-        None => Err(no_manager(&node.status())),
-    }
+    manager(node).map(|manager| manager.store().clone())
 }
 
 /// As Docker's.
@@ -124,9 +123,22 @@ fn locked() -> ApiError {
     )
 }
 
+fn restored() -> ApiError {
+    ApiError::unavailable(
+        "This manager was restored from a backup. If all others are lost, make it the only one with \
+         `swarmnet init --force-new-cluster`; if not, demote it on one of them and promote it again.",
+    )
+}
+
 fn no_manager(status: &LocalStatus) -> ApiError {
+    if let (MemberState::Manager, Some(reason)) = (status.state, &status.error) {
+        return ApiError::unavailable(format!(
+            "The manager of this node does not run, and starts by itself when it can: {reason}"
+        ));
+    }
     let sentence = match status.state {
         MemberState::Locked => return locked(),
+        MemberState::Restored => return restored(),
         MemberState::Inactive | MemberState::Pending => {
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" \
              to connect this node to swarm and try again."
@@ -150,6 +162,11 @@ fn no_manager(status: &LocalStatus) -> ApiError {
         )),
         _ => ApiError::unavailable(sentence),
     }
+}
+
+/// The manager of this node, or the sentence that says why there is none.
+pub(crate) fn manager(node: &Ctx) -> Result<Manager, ApiError> {
+    node.manager().ok_or_else(|| no_manager(&node.status()))
 }
 
 /// The newest state of [`store()`].

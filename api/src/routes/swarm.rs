@@ -65,10 +65,15 @@ pub(super) async fn leave(State(node): State<Ctx>, params: Params) -> Result<(),
         MemberState::Inactive => {
             return Err(ApiError::unavailable("This node is not part of a swarm"));
         }
-        MemberState::Manager if !force => return Err(manager_must_force(&node)),
+        MemberState::Manager | MemberState::Restored if !force => {
+            return Err(manager_must_force(&node));
+        }
         // Its tasks are ended by the agent, which has no identity yet.
         MemberState::Locked => return Err(locked()),
-        MemberState::Manager | MemberState::Pending | MemberState::Worker => {}
+        MemberState::Manager
+        | MemberState::Restored
+        | MemberState::Pending
+        | MemberState::Worker => {}
     }
     node.leave(force).await
 }
@@ -131,7 +136,10 @@ pub(super) async fn unlock(
         MemberState::Inactive => {
             return Err(ApiError::unavailable("This node is not part of a swarm"));
         }
-        MemberState::Pending | MemberState::Worker | MemberState::Manager => {
+        MemberState::Pending
+        | MemberState::Worker
+        | MemberState::Restored
+        | MemberState::Manager => {
             return Err(ApiError::new(StatusCode::CONFLICT, "swarm is not locked"));
         }
     }

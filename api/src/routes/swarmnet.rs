@@ -2,12 +2,16 @@
 
 use axum::{
     Json,
+    body::Body,
     extract::{Path, Query, State, rejection::QueryRejection},
+    http::header::{CONTENT_LENGTH, CONTENT_TYPE},
+    response::{IntoResponse, Response},
 };
 use model::inspect::{NodeRow, TraceAnswer, TraceQuery};
 use serde_json::Value;
+use tokio_util::io::ReaderStream;
 
-use super::Ctx;
+use super::{Ctx, leader};
 use crate::error::ApiError;
 
 /// `GET /swarmnet/inspect/{table}`: the rows of a table of this node's data plane as a JSON array.
@@ -39,4 +43,26 @@ pub(super) async fn trace(
 ) -> Result<Json<TraceAnswer>, ApiError> {
     let Query(query) = query.map_err(|err| ApiError::invalid(err.body_text()))?;
     node.trace(query).await.map(Json)
+}
+
+/// `GET /swarmnet/backup`: a tar archive to restore this manager's state directory from, with every
+/// change that was acknowledged before. When no leader tells what these are, it has what this manager
+/// has, and a warning.
+pub(super) async fn backup(State(node): State<Ctx>) -> Result<Response, ApiError> {
+    let manager = super::manager(&node)?;
+    let caught_up = leader::catch_up(&manager).await;
+    let file = node.backup().await?;
+    let len = file.metadata();
+    let len = len.map_err(|err| ApiError::internal(format!("cannot read the backup: {err}")))?;
+    let headers = [
+        (CONTENT_TYPE, "application/x-tar".to_owned()),
+        // Who reads it notices an early end.
+        (CONTENT_LENGTH, len.len().to_string()),
+    ];
+    let body = Body::from_stream(ReaderStream::new(tokio::fs::File::from_std(file)));
+    let response = (headers, body).into_response();
+    Ok(match caught_up {
+        Ok(()) => response,
+        Err(missing) => leader::stale(response, &missing),
+    })
 }

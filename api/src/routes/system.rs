@@ -24,6 +24,7 @@ pub(super) async fn ping(State(node): State<Ctx>) -> Response {
     let swarm = match node.status().state {
         MemberState::Inactive => "inactive",
         MemberState::Locked => "locked",
+        MemberState::Restored => "error",
         MemberState::Pending => "pending",
         MemberState::Worker => "active/worker",
         MemberState::Manager => "active/manager",
@@ -174,6 +175,7 @@ fn swarm_info(node: &Ctx, status: &LocalStatus) -> docker::SwarmInfo {
         local_node_state: Some(match status.state {
             MemberState::Inactive => docker::LocalNodeState::INACTIVE,
             MemberState::Locked => docker::LocalNodeState::LOCKED,
+            MemberState::Restored => docker::LocalNodeState::ERROR,
             MemberState::Pending => docker::LocalNodeState::PENDING,
             MemberState::Worker | MemberState::Manager => docker::LocalNodeState::ACTIVE,
         }),

@@ -83,6 +83,23 @@ impl Client {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// The answer's body, piece by piece, to its end. What `write` fails with ends it.
+    pub async fn download(
+        &self,
+        route: Route,
+        write: &mut dyn FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut body = self
+            .send(Method::GET, &route, Bytes::new())
+            .await?
+            .into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|err| self.broken(err))?;
+            frame.data_ref().map_or(Ok(()), |chunk| write(chunk))?;
+        }
+        Ok(())
+    }
+
     pub async fn post<T: DeserializeOwned>(
         &self,
         route: Route,

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and which module does it.
 
+mod backup;
 mod info;
 mod inspect;
 mod network;
@@ -64,6 +65,8 @@ pub enum ClientCommand {
     Unlock(swarm::Unlock),
     /// Show the key that unlocks managers, or replace it
     UnlockKey(swarm::UnlockKey),
+    /// Copy this manager's state to a file, to restore it from when all managers are lost
+    Backup(backup::Backup),
     /// Leave the cluster
     Leave(swarm::Leave),
     /// Show this node and its cluster
@@ -113,6 +116,7 @@ async fn dispatch(client: &Client, command: ClientCommand) -> Result<()> {
         ClientCommand::Ca(ca) => ca.run(client).await,
         ClientCommand::Unlock(unlock) => unlock.run(client).await,
         ClientCommand::UnlockKey(key) => key.run(client).await,
+        ClientCommand::Backup(backup) => backup.run(client).await,
         ClientCommand::Leave(leave) => leave.run(client).await,
         ClientCommand::Info(info) => info.run(client).await,
         ClientCommand::Node(node) => node.run(client).await,

@@ -6,6 +6,7 @@
 //! runs. Files have mode 0600, directories 0700.
 
 mod addresses;
+mod backup;
 mod certificates;
 mod config;
 mod description;

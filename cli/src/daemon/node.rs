@@ -1,7 +1,9 @@
 //! The node behind the API: in no cluster, a worker, or a manager.
 
+mod revival;
+
 use std::{
-    fs,
+    fs::{self, File},
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
@@ -26,6 +28,7 @@ use model::{
     rpc::{JoinRequest, MANAGER_PORT},
     spec::{NodeRole, Protocol},
 };
+use store::StoreError;
 use tokio::sync::{RwLock, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
@@ -33,6 +36,7 @@ use vault::{KeyFile, KeyFileError, UnlockKey};
 
 use super::{
     addresses::{self, AddrError, LocalAddr},
+    backup,
     certificates::Certificates,
     config::DaemonConfig,
     description::description,
@@ -63,13 +67,23 @@ pub struct Node {
 struct Seen {
     /// The membership of a manager that wants the unlock key; then there is no other.
     locked: Option<Member>,
+    /// The manager has the log of a backup: only [`Node::force_new_cluster`] goes on with it.
+    restored: Option<Restored>,
     member: Option<Membership>,
     manager: Option<Manager>,
+    /// Why a manager that is to run here does not.
+    failure: Option<String>,
+    /// Ends the look at whether the manager stops by itself when it goes.
+    watch: Option<DropGuard>,
     /// Ends the renewal of the certificate when it goes.
     renewal: Option<DropGuard>,
     /// What the managers last told.
     told: Option<watch::Receiver<Applied>>,
 }
+
+/// What opens a restored manager's data key, if it is sealed.
+#[derive(Clone)]
+struct Restored(Option<UnlockKey>);
 
 /// Who the node is in its cluster, and its proof.
 #[derive(Debug, Clone)]
@@ -114,13 +128,32 @@ impl Node {
         };
         let tls = NodeTls::new(certificate)?;
         let member = Membership { member, tls };
+        let (mut restored, mut failure) = (None, None);
         let manager = match member.member.manager {
-            Some(addrs) => Some(self.open_manager(&member, addrs, unlock).await?),
+            Some(addrs) => match self.open_manager(&member, addrs, unlock.clone()).await {
+                Err(err) if is_copy(&err) => {
+                    warn!("{err}");
+                    restored = Some(Restored(unlock));
+                    None
+                }
+                Err(err) if revival::may_pass(&err) => {
+                    warn!("this node goes on without its manager meanwhile: {err}");
+                    failure = Some((err.to_string(), self.start_revival(unlock)));
+                    None
+                }
+                opened => Some(opened?),
+            },
             None => None,
         };
         let started = self.start_agent(&member).await;
         // Known even when the agent failed: then the manager is stopped in order.
         self.see(Some(member), manager);
+        let mut seen = self.seen();
+        seen.restored = restored;
+        if let Some((reason, revival)) = failure {
+            (seen.failure, seen.watch) = (Some(reason), Some(revival));
+        }
+        drop(seen);
         *agent = Some(started?);
         Ok(())
     }
@@ -145,18 +178,20 @@ impl Node {
     fn see(&self, member: Option<Membership>, manager: Option<Manager>) {
         let renewal = member.as_ref();
         let renewal = renewal.map(|member| self.start_renewal(member, manager.clone()));
+        let watch = manager.as_ref().map(|manager| self.start_watch(manager));
         let mut seen = self.seen();
         if member.is_none() {
             seen.told = None;
         }
-        seen.locked = None;
+        (seen.locked, seen.restored, seen.failure) = (None, None, None);
+        seen.watch = watch;
         (seen.member, seen.manager, seen.renewal) = (member, manager, renewal);
     }
 
     /// Ends what goes on beside the agent.
     fn take_manager(&self) -> Option<Manager> {
         let mut seen = self.seen();
-        seen.renewal = None;
+        (seen.renewal, seen.watch) = (None, None);
         seen.manager.take()
     }
 
@@ -196,14 +231,14 @@ impl Node {
         member: &Membership,
         addrs: ManagerAddrs,
         unlock: Option<UnlockKey>,
-    ) -> Result<Manager> {
+    ) -> Result<Manager, ManagerError> {
         let config = ManagerConfig {
             unlock,
             ..self.manager_config(addrs.listen)
         };
         match Manager::open(config, member.tls.clone()).await {
-            Err(ManagerError::NoCluster(_)) => Ok(self.join_managers(member, addrs).await?),
-            opened => Ok(opened?),
+            Err(ManagerError::NoCluster(_)) => self.join_managers(member, addrs).await,
+            opened => opened,
         }
     }
 
@@ -453,11 +488,13 @@ impl Node {
         let port = advertise.and_then(|advertise| advertise.port);
         let advertised = SocketAddrV4::new(addr, port.unwrap_or(addrs.advertised.port()));
         let node = membership.member.credentials.node;
+        let restored = self.seen().restored.clone();
         let former = self.take_manager();
-        let unlock = former.as_ref().and_then(|former| {
-            let state = former.store().state();
-            state.cluster()?.unlock_key.clone()
-        });
+        let unlock = match (&former, &restored) {
+            (Some(former), _) => unlock_key_of(former),
+            (None, Some(Restored(unlock))) => unlock.clone(),
+            (None, None) => None,
+        };
         if let Some(former) = former {
             former.shutdown().await;
         }
@@ -481,7 +518,9 @@ impl Node {
                 Err(err.to_string()),
             ),
         };
+        let restored = restored.filter(|_| manager.is_none());
         self.see(Some(membership), manager);
+        self.seen().restored = restored;
         outcome.map(|()| node).map_err(ApiError::internal)
     }
 
@@ -537,6 +576,14 @@ impl Node {
             Some(KeyFileError::WrongKey(_)) => ApiError::invalid(api::WRONG_KEY),
             _ => ApiError::internal(format!("{err:#}")),
         })
+    }
+
+    async fn backup(&self) -> Result<File, ApiError> {
+        // So that nothing is made or removed meanwhile.
+        let _agent = self.agent.read().await;
+        let manager = self.seen().manager.clone().ok_or_else(in_no_swarm)?;
+        let archived = backup::archive(&self.config, manager.store()).await;
+        archived.map_err(|err| ApiError::internal(format!("{err:#}")))
     }
 
     async fn leave(&self) -> Result<(), ApiError> {
@@ -727,6 +774,15 @@ fn is_locked(err: &anyhow::Error) -> bool {
     matches!(err.downcast_ref(), Some(KeyFileError::Locked(_)))
 }
 
+/// What opens its data key the next time, where managers are locked.
+fn unlock_key_of(manager: &Manager) -> Option<UnlockKey> {
+    manager.store().state().cluster()?.unlock_key.clone()
+}
+
+fn is_copy(err: &ManagerError) -> bool {
+    matches!(err, ManagerError::Store(StoreError::Copy { .. }))
+}
+
 /// What a locked manager tells of itself.
 fn locked_status(member: &Member) -> LocalStatus {
     LocalStatus {
@@ -791,16 +847,22 @@ impl LocalNode for Node {
         Node::unlock(self, key).await
     }
 
+    async fn backup(&self) -> Result<File, ApiError> {
+        Node::backup(self).await
+    }
+
     async fn leave(&self, _force: bool) -> Result<(), ApiError> {
         // Whether a manager may was settled by the API.
         Node::leave(self).await
     }
 
     fn status(&self) -> LocalStatus {
-        let (locked, member, manager) = {
+        let (locked, restored, failure, member, manager) = {
             let seen = self.seen();
             (
                 seen.locked.clone(),
+                seen.restored.is_some(),
+                seen.failure.clone(),
                 seen.member.clone(),
                 seen.manager.clone(),
             )
@@ -812,7 +874,13 @@ impl LocalNode for Node {
             let addrs = self.managers(&member.member.credentials);
             remote_managers(manager.as_ref(), addrs)
         });
-        status(member.as_ref(), managers)
+        let mut status = status(member.as_ref(), managers);
+        if restored {
+            status.state = MemberState::Restored;
+            status.error = Some("restored from a backup".to_owned());
+        }
+        status.error = failure.or(status.error);
+        status
     }
 
     fn manager(&self) -> Option<Manager> {

@@ -25,6 +25,7 @@ macro_rules! from_redb {
 
 from_redb!(
     CommitError,
+    DatabaseError,
     SetDurabilityError,
     StorageError,
     TableError,

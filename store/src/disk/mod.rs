@@ -9,6 +9,7 @@
 //! Each value is sealed with the manager's data key (see [`record`]), which lies beside the file,
 //! plain or sealed in its turn ([`vault::KeyFile`]).
 
+mod copy;
 mod error;
 #[cfg(test)]
 pub(crate) mod failing;
@@ -19,7 +20,7 @@ mod snapshot;
 use std::{
     ops::RangeBounds,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
+    sync::{OnceLock, PoisonError, RwLock},
 };
 
 use model::codec;
@@ -30,6 +31,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use vault::DataKey;
 
 pub(crate) use error::DiskError;
+use open::CACHE_BYTES;
 pub(crate) use snapshot::StoredSnapshot;
 
 /// The file in the store's directory.
@@ -51,6 +53,8 @@ pub(crate) enum Slot {
     /// Id of the last log entry that was purged.
     Purged,
     Snapshot,
+    /// Whether the file is a copy, of which another group may go on: see [`Disk::copy_to`].
+    IsCopy,
 }
 
 impl Slot {
@@ -61,6 +65,7 @@ impl Slot {
             Self::Committed => "committed",
             Self::Purged => "purged",
             Self::Snapshot => "snapshot",
+            Self::IsCopy => "is_copy",
         }
     }
 }
@@ -73,9 +78,20 @@ pub(crate) struct Disk {
     vault: DataKey,
     /// `None` once closed, so that closing does not wait for every last reference to go.
     database: RwLock<Option<Database>>,
+    /// The first that Raft met.
+    failure: OnceLock<String>,
 }
 
 impl Disk {
+    pub(crate) fn note_failure(&self, error: &DiskError) {
+        // Those after the first follow from it.
+        let _ = self.failure.set(error.to_string());
+    }
+
+    pub(crate) fn failure_seen(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

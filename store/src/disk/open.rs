@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::RwLock,
+    sync::{OnceLock, RwLock},
 };
 
 use redb::{
@@ -25,7 +25,7 @@ const FORMAT: u32 = 2;
 const FORMAT_KEY: &str = "format";
 
 /// redb's default is 1 GiB. The state is in memory; of the log only the end is read.
-const CACHE_BYTES: usize = 16 << 20;
+pub(super) const CACHE_BYTES: usize = 16 << 20;
 
 impl Disk {
     /// Opens or makes the file in the directory `dir`, which is made if need be. The data key beside
@@ -80,6 +80,7 @@ impl Disk {
             path,
             vault,
             database: RwLock::new(Some(database)),
+            failure: OnceLock::new(),
         };
         unpanicked(&disk.path, || disk.check_format())?;
         Ok(disk)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, DiskError};
 
-/// Runs `f` where it may block. Not cancelled once begun.
+/// Runs `f` where it may block, and notes why it failed: Raft ends with it. Not cancelled once begun.
 pub(super) async fn blocking<T: Send + 'static>(
     disk: &Arc<Disk>,
     f: impl FnOnce(&Disk) -> Result<T, DiskError> + Send + 'static,
@@ -14,7 +14,10 @@ pub(super) async fn blocking<T: Send + 'static>(
         return f(disk);
     }
     let disk = Arc::clone(disk);
-    tokio::task::spawn_blocking(move || f(&disk))
-        .await
-        .unwrap_or(Err(DiskError::Panicked))
+    let done = tokio::task::spawn_blocking({
+        let disk = Arc::clone(&disk);
+        move || f(&disk)
+    });
+    let outcome = done.await.unwrap_or(Err(DiskError::Panicked));
+    outcome.inspect_err(|error| disk.note_failure(error))
 }

@@ -108,7 +108,7 @@ impl Machine {
 }
 
 /// Rewrites what is on disk to the log of a group that has one member, under a new name: a snapshot
-/// of all that the log had, and no log. Safe to be repeated if it was cut short. `false` when there
+/// of all that the log had, at a version of its own, and no log. Safe to be repeated if it was cut short. `false` when there
 /// is nothing on disk.
 pub(crate) fn detach(disk: &Arc<Disk>, member: Member) -> Result<bool, DiskError> {
     let (mut machine, _) = Machine::load(Arc::clone(disk))?;
@@ -117,6 +117,7 @@ pub(crate) fn detach(disk: &Arc<Disk>, member: Member) -> Result<bool, DiskError
     let Some(last) = applied.last else {
         return Ok(false);
     };
+    applied.state.leap();
     let id = RaftId(rand::random());
     let alone = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, member)]));
     applied.membership = StoredMembership::new(Some(last), alone);
@@ -124,6 +125,7 @@ pub(crate) fn detach(disk: &Arc<Disk>, member: Member) -> Result<bool, DiskError
     disk.purge(last.index, &last)?;
     disk.set(Slot::Committed, &Some(last))?;
     disk.set(Slot::RaftId, &id)?;
+    disk.set(Slot::IsCopy, &false)?;
     Ok(true)
 }
 

@@ -5,6 +5,7 @@ mod agent;
 mod client;
 
 use std::{
+    fs::File,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -122,6 +123,10 @@ impl LocalNode for TestNode {
             member.manager.shutdown().await;
         }
         Ok(())
+    }
+
+    async fn backup(&self) -> Result<File, ApiError> {
+        Err(ApiError::unavailable("no state directory"))
     }
 
     fn status(&self) -> LocalStatus {
