@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{AgentConfig, Credentials},
     core::{Command, Core},
+    pulse::Pulse,
     session::{Applied, Session},
     view_file::ViewFile,
 };
@@ -28,6 +29,7 @@ pub struct Agent {
     cancel: CancellationToken,
     core: JoinHandle<()>,
     session: JoinHandle<()>,
+    pulse: JoinHandle<()>,
 }
 
 impl Agent {
@@ -58,7 +60,22 @@ impl Agent {
             outbox: outbox_inbox,
             cancel: cancel.child_token(),
         };
-        let core = Core::start(config, &credentials, applied, outbox, cancel.child_token());
+        let (pulse, pulse_view) = Pulse::new(
+            credentials.node,
+            credentials.vtep,
+            applied.subscribe(),
+            cancel.child_token(),
+        );
+        // Others are answered while the programs are loaded.
+        let pulse = tokio::spawn(pulse.run());
+        let core = Core::start(
+            config,
+            &credentials,
+            pulse_view,
+            applied,
+            outbox,
+            cancel.child_token(),
+        );
         // A node that was here before says so at once: to load programs may take longer than the
         // managers wait, and its tasks run on meanwhile. A new one is ready when it can serve.
         let (core, session) = if knows_the_cluster {
@@ -76,6 +93,7 @@ impl Agent {
             applied: shown,
             core: tokio::spawn(core.run(command_inbox, event_inbox)),
             session,
+            pulse,
             cancel,
         })
     }
@@ -114,7 +132,7 @@ impl Agent {
     /// Stops the agent and nothing else: tasks, programs and traffic go on.
     pub async fn stop(self) {
         self.cancel.cancel();
-        let _ = tokio::join!(self.core, self.session);
+        let _ = tokio::join!(self.core, self.session, self.pulse);
     }
 
     /// Stops the node's tasks and removes everything that the agent made.

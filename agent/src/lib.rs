@@ -2,7 +2,8 @@
 //!
 //! [`Agent`] is the handle; its one actor (`core`) owns the view, the data plane and the runners.
 //! `session` talks with a manager, a `runner` lives as long as its task, `links` and `nat` make what
-//! the kernel needs besides programs, `network` puts a task's namespace together. What a restart
+//! the kernel needs besides programs, `network` puts a task's namespace together, `pulse` asks other nodes
+//! whether they are there. What a restart
 //! needs is on disk (`view`, `networks/`, `tasks/`) and in the kernel (pins, namespaces, shims).
 
 mod agent;
@@ -16,6 +17,7 @@ mod netns;
 mod network;
 mod nft_generation;
 mod ports;
+mod pulse;
 mod repair;
 mod runner;
 mod serving;

@@ -57,7 +57,8 @@ pub trait LocalNode: Send + Sync + 'static {
     fn port_user(&self, ports: &PublishedPorts) -> Option<((Protocol, u16), PortUser)>;
 
     /// A table of this node's data plane as a JSON array of the rows in [`model::inspect`].
-    /// [`Table::Nodes`] is answered from the manager and never asked here.
+    /// Of [`Table::Nodes`] only what the agent doubts ([`model::inspect::DoubtRow`]): the rest is the
+    /// managers'.
     async fn inspect(&self, table: Table) -> Result<serde_json::Value, ApiError>;
 
     /// Where a packet would go from this node, and why.

@@ -13,8 +13,9 @@ use model::{
     ClusterId, NodeId,
     object::{
         Cluster, DataPathConfig, ManagerStatus, Meta, Node, NodeDescription, NodeState, NodeStatus,
-        RaftId, RootCa,
+        Probes, RaftId, RootCa,
     },
+    probe::ProbeKeys,
     rpc::Certified,
     spec::{Availability, ClusterSpec, NodeRole, NodeSpec},
 };
@@ -132,6 +133,10 @@ fn cluster(now: Timestamp, options: &InitOptions, ca: RootCa) -> Result<Cluster,
         revoked: BTreeMap::new(),
         rotation: None,
         unlock_key: options.spec.autolock.then(UnlockKey::generate),
+        probes: Probes {
+            keys: ProbeKeys::generate(),
+            rotated: now,
+        },
     })
 }
 

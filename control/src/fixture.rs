@@ -62,6 +62,7 @@ pub fn cluster() -> Cluster {
         revoked: Default::default(),
         rotation: None,
         unlock_key: None,
+        probes: Default::default(),
     }
 }
 

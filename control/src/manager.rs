@@ -331,6 +331,7 @@ impl Manager {
             vtep: node.vtep,
             applied: reached(node.id).0,
             current,
+            doubt: None,
         };
         state.nodes().map(|node| row(node)).collect()
     }

@@ -22,7 +22,7 @@ use tracing::{Instrument, error, error_span, info, warn};
 use crate::{
     dispatcher::{self, Hub, StatusSink},
     liveness::Liveness,
-    members, stage,
+    members, probe_keys, stage,
 };
 
 /// For loops and sessions to end.
@@ -166,6 +166,7 @@ impl Office {
         self.spawn("statuses", statuses);
         self.spawn("pipeline", stage::run(store.clone(), cancel.clone()));
         self.spawn("members", members::run(store.clone(), cancel.clone()));
+        self.spawn("probe keys", probe_keys::run(store.clone(), cancel.clone()));
         let on_down = {
             let hub = hub.clone();
             move |node| hub.end_session(node)

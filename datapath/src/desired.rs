@@ -15,8 +15,8 @@ use std::{
 use dataplane_abi::{
     BACKEND_ACTIVE, BACKEND_DRAINING, BACKENDS_PER_SERVICE_MAX, BackendValue, Be16, Be32,
     EndpointValue, LocalEndpoint, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig,
-    PeerValue, SERVICE_AFFINITY, SERVICE_DIRECT_RETURN, SERVICE_OF_NODE, TargetValue, VETH_GATEWAY,
-    VETH_OVERLAY, VethValue,
+    PEER_RETURNING, PEER_SUSPECTED, PeerValue, SERVICE_AFFINITY, SERVICE_DIRECT_RETURN,
+    SERVICE_OF_NODE, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue,
     net::{mesh_mac, task_mac, tunnel_mtu},
 };
 use model::{
@@ -28,7 +28,7 @@ use model::{
 };
 
 use crate::{
-    local::{GATEWAY_PREFIX_LEN, LocalState, LocalTask, LocalVeth},
+    local::{Doubt, GATEWAY_PREFIX_LEN, LocalState, LocalTask, LocalVeth},
     maglev::Member,
     tables::{Frontend, OverlayAddr, Port, Published, Target},
 };
@@ -180,7 +180,18 @@ fn config(cluster: &ClusterView, own: &PeerView, local: &LocalState) -> NodeConf
 fn peers(view: &NodeView, local: &LocalState) -> BTreeMap<Ipv4Addr, PeerValue> {
     let others = view.peers.values().filter(|peer| peer.node != local.node);
     others
-        .map(|peer| (peer.vtep, PeerValue::default()))
+        .map(|peer| {
+            let flags = match local.doubts.get(&peer.node) {
+                Some(Doubt::Suspected) => PEER_SUSPECTED,
+                Some(Doubt::Returning) => PEER_RETURNING,
+                None => 0,
+            };
+            let value = PeerValue {
+                flags,
+                ..PeerValue::default()
+            };
+            (peer.vtep, value)
+        })
         .collect()
 }
 
@@ -216,9 +227,14 @@ impl<'a> Projection<'a> {
             .peers
             .get(&local.node)
             .ok_or(DesiredError::UnknownSelf(local.node))?;
+        let peers = peers(view, local);
+        let doubted = peers.values().filter(|peer| peer.flags != 0).count();
         let mut tables = NodeTables {
-            config: config(cluster, own, local),
-            peers: peers(view, local),
+            config: NodeConfig {
+                doubted: doubted as u32,
+                ..config(cluster, own, local)
+            },
+            peers,
             // The programs take it for one of them without a look.
             node_addrs: local.node_addrs.iter().copied().chain([own.vtep]).collect(),
             ..NodeTables::default()

@@ -43,5 +43,5 @@ pub use attach::{Ingress, UplinkMode};
 pub use datapath::{Datapath, DatapathConfig, SyncReport};
 pub use desired::Skipped;
 pub use error::DatapathError;
-pub use local::{GATEWAY_PREFIX_LEN, HostPort, LocalState, LocalTask, LocalVeth};
+pub use local::{Doubt, GATEWAY_PREFIX_LEN, HostPort, LocalState, LocalTask, LocalVeth};
 pub use repair::Deviation;

@@ -25,6 +25,17 @@ pub struct LocalState {
     pub netns_cookie: u64,
     /// Tasks whose interfaces are in place.
     pub tasks: BTreeMap<TaskId, LocalTask>,
+    /// Other nodes of whom this one is not sure that they are there.
+    pub doubts: BTreeMap<NodeId, Doubt>,
+}
+
+/// What is wrong with another node, as far as this one can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// It does not answer: new flows go elsewhere.
+    Suspected,
+    /// It answers again: it gets new flows, while those that went elsewhere go on there.
+    Returning,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

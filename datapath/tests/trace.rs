@@ -11,7 +11,8 @@ use aya::{
 };
 use common::*;
 use dataplane_abi::{
-    BACKEND_DRAINING, BackendValue, Be16, Be32, FlowKey, FlowValue, PinKey, PinValue, RingSlot,
+    BACKEND_DRAINING, BackendValue, Be16, Be32, FlowKey, FlowValue, PEER_RETURNING, PEER_SUSPECTED,
+    PinKey, PinValue, RingSlot,
     hash::{FlowTuple, flow_hash},
     net::mesh_mac,
     seat::seat_port,
@@ -174,6 +175,11 @@ impl World {
 
     /// Something that the programs would find only after a change of the ring, or never.
     fn disturb(&mut self) {
+        if self.random.one_in(3) {
+            let flags = self.random.of(&[0, PEER_SUSPECTED, PEER_RETURNING]);
+            let node = self.random.of(&[NODE_B, NODE_C]);
+            return self.node.doubt(node, flags);
+        }
         let (client, port) = (
             self.random.of(&CLIENTS),
             40_000 + self.random.below(4) as u16,
@@ -301,7 +307,8 @@ impl World {
                 assert_packets_equal(&outcome.packet, &wrapped);
             }
             (Outcome::Tunnel { sent, .. }, XDP_PASS) => {
-                assert_eq!(sent.dst_mac[..2], mesh_mac::SECOND_HOP, "{context}");
+                let kind = mesh_mac::Kind::of(sent.dst_mac).expect("the mesh's");
+                assert_ne!(kind, mesh_mac::Kind::Forward, "{context}");
             }
             (Outcome::Stack | Outcome::Dropped(_) | Outcome::Task { .. }, XDP_PASS) => {
                 assert!(!dropped, "{context}");

@@ -48,6 +48,13 @@ pub const fn ring_slot(hash: u32, len: u32) -> u32 {
     ((hash as u64 * len as u64) >> 32) as u32
 }
 
+/// The hash whose slot is the `nth` choice of a flow: 2^32 divided by the golden ratio apart, so that
+/// the first few are spread over the whole ring. The zeroth is the flow's own.
+#[inline(always)]
+pub const fn nth_hash(hash: u32, nth: u32) -> u32 {
+    hash.wrapping_add(nth.wrapping_mul(0x9e37_79b9))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

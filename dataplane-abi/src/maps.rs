@@ -46,7 +46,8 @@ map_types! {
         gateway_mask: Be32,
         /// Longest IPv4 packet that the tunnel carries in one piece of the underlay.
         tunnel_mtu: u32,
-        _pad: u32,
+        /// How many of `PEERS` are flagged: as a rule none, and then nobody looks.
+        doubted: u32,
         /// Nanoseconds of the monotonic clock. Until then some node may hold a flow that a change of
         /// a ring displaced and that is not in `PINS` yet: packets of unknown flows are dropped
         /// without a RST.
@@ -189,8 +190,10 @@ map_types! {
     }
 
     /// `PEERS`, hash by tunnel address: the nodes of the cluster. Written by the agent, read by
-    /// the vxlan program: nobody else may send us tunnel packets.
+    /// the vxlan program: nobody else may send us tunnel packets. Read as well by those that choose a
+    /// backend, while [`NodeConfig::doubted`] says that some are flagged.
     PeerValue: 8 {
+        /// `PEER_*`.
         flags: u32,
         _pad: u32,
     }
@@ -457,6 +460,14 @@ pub const NETNS_VNIS_MAX: usize = 16;
 
 pub const BACKEND_ACTIVE: u32 = 1;
 pub const BACKEND_DRAINING: u32 = 2;
+
+/// `PeerValue::flags`: the node does not answer. Whatever has a choice goes to another one.
+pub const PEER_SUSPECTED: u32 = 1;
+/// `PeerValue::flags`: it answers again. It gets new flows; packets of established ones go first to
+/// who got the new ones meanwhile, and hands on what is not its own.
+pub const PEER_RETURNING: u32 = 2;
+/// How many slots are looked at for a backend whose node is not doubted.
+pub const DOUBT_TRIES: u32 = 16;
 
 pub const VETH_OVERLAY: u16 = 1;
 pub const VETH_GATEWAY: u16 = 2;

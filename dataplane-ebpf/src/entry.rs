@@ -7,6 +7,7 @@ use dataplane_abi::{
 };
 
 use crate::{
+    doubt,
     maps::{ADDRESSED, FRONTENDS, NODE_ADDRS, PORTS},
     packet::{Bytes, ETHERTYPE_IPV4, Packet},
     service,
@@ -40,7 +41,9 @@ impl Entry {
     pub fn backend(&self, config: &NodeConfig) -> Result<&'static BackendValue, DropReason> {
         let hash = service::hash(self.service, &self.packet, config.ring_seed);
         let slot = service::slot(self.service, hash)?;
-        let backend = service::backend(self.service, slot.now)?;
+        let avoided = doubt::avoided_by(&self.packet);
+        let index = doubt::choice(config, self.service, hash, slot, avoided);
+        let backend = service::backend(self.service, index)?;
         if self.packet.is_syn() && !service::takes_new_flows(backend) {
             return Err(DropReason::NoBackend);
         }

@@ -20,6 +20,7 @@ mod arp;
 mod bridge;
 mod checksum;
 mod count;
+mod doubt;
 mod encap;
 mod entry;
 mod flow;

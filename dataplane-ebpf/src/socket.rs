@@ -13,7 +13,7 @@ use dataplane_abi::{
 };
 
 use crate::{
-    count, entry,
+    count, doubt, entry,
     maps::{NETNS, SOCK_ORIGINS},
     packet::{PROTO_TCP, PROTO_UDP},
     service, vip,
@@ -184,7 +184,11 @@ fn frontend(netns: &NetnsValue, addr: Be32, port: Be16, proto: u8) -> Option<Fro
 #[inline(always)]
 fn choose(service: &ServiceValue, hash: u32) -> Result<&'static BackendValue, DropReason> {
     let slot = service::slot(service, hash)?;
-    let backend = service::backend(service, slot.now)?;
+    let index = match service::config() {
+        Ok(config) => doubt::choice(config, service, hash, slot, doubt::AVOIDED_BY_NEW),
+        Err(_) => slot.now,
+    };
+    let backend = service::backend(service, index)?;
     if !service::takes_new_flows(backend) {
         return Err(DropReason::NoBackend);
     }

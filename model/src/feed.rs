@@ -20,6 +20,7 @@ use crate::{
     object::{
         Attachment, ContainerStatus, DataPathConfig, EndpointId, NodeDescription, Version, Vni,
     },
+    probe::ProbeKeys,
     spec::{EndpointMode, NodeRole, PortSpec, Protocol, TaskSpec},
     state::TaskState,
     traffic::Policy,
@@ -192,6 +193,9 @@ pub struct ClusterView {
     /// What the node whose view this is is to be; not said by managers of old.
     #[serde(default)]
     pub role: Option<NodeRole>,
+    /// For the probes between nodes; none from managers of old, and then there are no probes.
+    #[serde(default)]
+    pub probe_keys: ProbeKeys,
 }
 
 /// Another node, or this one.
@@ -408,6 +412,7 @@ mod tests {
             data_path: DataPathConfig::default(),
             managers: Vec::new(),
             role: None,
+            probe_keys: ProbeKeys::default(),
         })
     }
 

@@ -1,5 +1,6 @@
 //! Rows of `swarmnet inspect`: what this node's data plane holds, read from the kernel's maps and
-//! the agent's tables, not from the store (`nodes` alone comes from the managers).
+//! the agent's tables, not from the store (`nodes` alone comes from the managers, with what the
+//! leader's own agent doubts).
 
 use std::net::Ipv4Addr;
 
@@ -202,4 +203,15 @@ pub struct NodeRow {
     pub applied: u64,
     /// The store's version.
     pub current: u64,
+    /// What is wrong with it, as the leader's own node sees it by probes: `suspected`, `returning`.
+    #[serde(default)]
+    pub doubt: Option<String>,
+}
+
+/// An agent's answer to [`Table::Nodes`]: another node that it doubts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoubtRow {
+    pub node: String,
+    /// As in [`NodeRow::doubt`].
+    pub doubt: String,
 }

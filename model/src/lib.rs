@@ -7,6 +7,7 @@
 //! * [`state`]: the life of a task.
 //! * [`feed`]: what an agent is told, and what it says back.
 //! * [`token`]: join tokens.
+//! * [`probe`]: what agents tell each other by single packets.
 //! * [`rpc`]: the gRPC services between nodes; [`codec`]: their encoding.
 //! * [`inspect`]: rows of `swarmnet inspect`.
 
@@ -15,6 +16,7 @@ pub mod feed;
 pub mod id;
 pub mod inspect;
 pub mod object;
+pub mod probe;
 pub mod rpc;
 pub mod spec;
 pub mod state;

@@ -14,6 +14,7 @@ use vault::UnlockKey;
 
 use crate::{
     id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId},
+    probe::ProbeKeys,
     spec::{
         ClusterSpec, EndpointMode, NetworkSpec, NodeRole, NodeSpec, PortSpec, ServiceSpec, TaskSpec,
     },
@@ -119,6 +120,16 @@ pub struct Cluster {
     /// Seals the data key of every manager, where they are to be locked.
     #[serde(default)]
     pub unlock_key: Option<UnlockKey>,
+    /// Of the probes between nodes.
+    #[serde(default)]
+    pub probes: Probes,
+}
+
+/// The keys of the probes, and when the last of them was made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Probes {
+    pub keys: ProbeKeys,
+    pub rotated: Timestamp,
 }
 
 /// The root that is to take the place of the one in force.

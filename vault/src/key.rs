@@ -10,7 +10,7 @@ use chacha20poly1305::{
 };
 use serde::{Deserialize, Serialize};
 
-const KEY_LEN: usize = 32;
+pub(crate) const KEY_LEN: usize = 32;
 const NONCE_LEN: usize = 24;
 const TAG_LEN: usize = 16;
 /// As Swarm's.
@@ -23,11 +23,14 @@ const DATA_KEY: &[u8] = b"swarmnet data key";
 pub struct DataKey(XChaCha20Poly1305, [u8; KEY_LEN]);
 
 impl DataKey {
+    /// Bytes that a sealed value is longer than the value.
+    pub(crate) const OVERHEAD: usize = NONCE_LEN + TAG_LEN;
+
     pub fn generate() -> Self {
         Self::new(rand::random())
     }
 
-    fn new(raw: [u8; KEY_LEN]) -> Self {
+    pub(crate) fn new(raw: [u8; KEY_LEN]) -> Self {
         Self(XChaCha20Poly1305::new(&raw.into()), raw)
     }
 

@@ -15,12 +15,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use datapath::{Datapath, LocalState, LocalTask};
+use datapath::{Datapath, Doubt, LocalState, LocalTask};
 use executor::{ExecutorConfig, ProcessExecutor};
 use model::{
     TaskId, TaskState,
     feed::{AgentMessage, NodeView, Update},
-    inspect::{Table, TraceAnswer, TraceQuery},
+    inspect::{DoubtRow, Table, TraceAnswer, TraceQuery},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -37,6 +37,7 @@ use crate::{
     nat::Masquerade,
     netns,
     network::{NetworkPaths, NetworkRecord},
+    pulse::PulseView,
     repair::Repairs,
     runner::{Origin, Runner, RunnerContext, RunnerHandle, RunnerMessage},
     session::{Applied, SessionEvent},
@@ -81,6 +82,7 @@ pub(crate) struct Core {
     runner_inbox: mpsc::Receiver<RunnerMessage>,
     statuses: StatusBook,
     pins: pins::PinBook,
+    pulse: PulseView,
     outbox: mpsc::Sender<AgentMessage>,
     cancel: CancellationToken,
 }
@@ -91,13 +93,14 @@ impl Core {
     pub(crate) async fn start(
         config: AgentConfig,
         credentials: &Credentials,
+        pulse: PulseView,
         applied: watch::Sender<Applied>,
         outbox: mpsc::Sender<AgentMessage>,
         cancel: CancellationToken,
     ) -> Result<Self> {
         let is_first = !ViewFile::new(&config.state_dir).exists();
         let datapath = config.datapath();
-        let started = Self::set_up(config, credentials, applied, outbox, cancel).await;
+        let started = Self::set_up(config, credentials, pulse, applied, outbox, cancel).await;
         if started.is_err() && is_first {
             leave::undo_set_up(&datapath).await;
         }
@@ -107,6 +110,7 @@ impl Core {
     async fn set_up(
         config: AgentConfig,
         credentials: &Credentials,
+        pulse: PulseView,
         applied: watch::Sender<Applied>,
         outbox: mpsc::Sender<AgentMessage>,
         cancel: CancellationToken,
@@ -160,6 +164,7 @@ impl Core {
             netns_cookie: netns::current_cookie()
                 .context("cannot read the network namespace's cookie")?,
             tasks: BTreeMap::new(),
+            doubts: BTreeMap::new(),
         };
         let mut core = Self {
             view_file,
@@ -183,6 +188,7 @@ impl Core {
             runner_inbox,
             statuses: StatusBook::default(),
             pins: pins::PinBook::default(),
+            pulse,
             outbox,
             cancel,
         };
@@ -202,6 +208,7 @@ impl Core {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
+                Ok(()) = self.pulse.doubts.changed() => self.hear_doubts(),
                 _ = compare.tick() => {
                     self.compare().await;
                     self.tell_pins();
@@ -309,6 +316,15 @@ impl Core {
         Ok(())
     }
 
+    /// New flows go to nodes that answer. Nothing but these words depends on it.
+    fn hear_doubts(&mut self) {
+        self.local.doubts = self.pulse.doubts.borrow_and_update().clone();
+        self.is_in_step = false;
+        if let Err(err) = self.sync() {
+            error!("new flows go to nodes that do not answer: {err:#}");
+        }
+    }
+
     /// Tells each runner what is wanted now, starts those of new tasks, ends those of gone ones.
     fn start_runners(&mut self) {
         for (id, runner) in &self.runners {
@@ -381,10 +397,27 @@ impl Core {
             Table::Endpoints => serde_json::to_value(self.datapath.inspect_endpoints(view)?)?,
             Table::Backends => serde_json::to_value(self.datapath.inspect_backends(view)?)?,
             Table::Flows => serde_json::to_value(self.datapath.inspect_flows(view)?)?,
-            Table::Drops => serde_json::to_value(self.datapath.inspect_drops()?)?,
+            Table::Drops => {
+                let mut rows = self.datapath.inspect_drops()?;
+                rows.extend(self.pulse.ignored.rows());
+                serde_json::to_value(rows)?
+            }
             Table::Dns => serde_json::to_value(dns::rows(view))?,
-            Table::Nodes => anyhow::bail!("only managers know how far each node is"),
+            Table::Nodes => serde_json::to_value(self.doubt_rows())?,
         })
+    }
+
+    fn doubt_rows(&self) -> Vec<DoubtRow> {
+        let doubts = self.local.doubts.iter();
+        doubts
+            .map(|(node, doubt)| DoubtRow {
+                node: node.to_string(),
+                doubt: match doubt {
+                    Doubt::Suspected => "suspected".to_owned(),
+                    Doubt::Returning => "returning".to_owned(),
+                },
+            })
+            .collect()
     }
 
     /// The session reads fast; when it is gone, what is lost is said again at its return.

@@ -7,7 +7,7 @@ use axum::{
     http::header::{CONTENT_LENGTH, CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use model::inspect::{NodeRow, TraceAnswer, TraceQuery};
+use model::inspect::{DoubtRow, NodeRow, Table, TraceAnswer, TraceQuery};
 use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
@@ -32,7 +32,20 @@ pub(super) async fn inspect(
 pub(super) async fn nodes(State(node): State<Ctx>) -> Result<Json<Vec<NodeRow>>, ApiError> {
     super::store(&node)?;
     let rows = node.manager().map(|manager| manager.node_rows());
-    Ok(Json(rows.unwrap_or_default()))
+    let mut rows = rows.unwrap_or_default();
+    for doubted in doubts(&node).await? {
+        let row = rows.iter_mut().find(|row| row.id == doubted.node);
+        row.into_iter()
+            .for_each(|row| row.doubt = Some(doubted.doubt.clone()));
+    }
+    Ok(Json(rows))
+}
+
+/// Of whom this node's own agent is not sure.
+async fn doubts(node: &Ctx) -> Result<Vec<DoubtRow>, ApiError> {
+    let rows = node.inspect(Table::Nodes).await?;
+    serde_json::from_value(rows)
+        .map_err(|err| ApiError::internal(format!("the agent's answer is not read: {err}")))
 }
 
 /// `GET /swarmnet/trace`: where a packet would go from this node, and why. The query is a

@@ -291,6 +291,7 @@ pub fn local(uplink: u32) -> LocalState {
         node_addrs: vec![OWN],
         netns_cookie: u64::MAX,
         tasks: Default::default(),
+        doubts: Default::default(),
     }
 }
 
@@ -302,6 +303,7 @@ pub fn cluster(nodes: u32) -> NodeView {
         data_path: DataPathConfig::default(),
         managers: Vec::new(),
         role: None,
+        probe_keys: Default::default(),
     }));
     for number in 1..=nodes {
         view.put(ViewObject::Peer(PeerView {

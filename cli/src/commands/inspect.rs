@@ -381,6 +381,7 @@ impl Row for NodeRow {
         "TUNNEL ADDRESS",
         "APPLIED",
         "CURRENT",
+        "DOUBT",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -391,6 +392,7 @@ impl Row for NodeRow {
             self.vtep.to_string(),
             self.applied.to_string(),
             self.current.to_string(),
+            self.doubt.clone().unwrap_or_default(),
         ]
     }
 

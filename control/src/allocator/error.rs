@@ -28,6 +28,11 @@ pub enum AllocateError {
     )]
     DataPathPort(u16),
     #[error(
+        "port {}/udp carries the probes between the nodes: publish another one",
+        model::probe::PORT
+    )]
+    ProbesPort,
+    #[error(
         "all {protocol} ports from 30000 to 32767 are published; remove a service or name the \
          published port yourself"
     )]

@@ -54,6 +54,9 @@ pub(super) fn allocate(
             port.published.unwrap_or_default(),
         ));
     }
+    if ports.iter().any(|port| ingress_key(port) == Some(PROBES)) {
+        return Err(AllocateError::ProbesPort);
+    }
     check_conflicts(state, service, &ports)?;
     let mut used = used_by_others(state, service.id);
     used.extend(ports.iter().filter_map(ingress_key));
@@ -132,6 +135,9 @@ fn used_by_others(state: &State, id: ServiceId) -> BTreeSet<(Protocol, u16)> {
         .chain(data_port(state))
         .collect()
 }
+
+/// Where nodes ask each other whether they are there.
+const PROBES: (Protocol, u16) = (Protocol::Udp, model::probe::PORT);
 
 /// Where the nodes' tunnel is, on every node.
 fn data_port(state: &State) -> Option<(Protocol, u16)> {

@@ -61,6 +61,7 @@ impl From<AllocateError> for OpError {
             | AllocateError::VnisExhausted => Self::FailedPrecondition(error.to_string()),
             AllocateError::PortTaken(_)
             | AllocateError::DataPathPort(_)
+            | AllocateError::ProbesPort
             | AllocateError::SubnetOverlaps { .. }
             | AllocateError::GatewayBridge { .. }
             | AllocateError::SubnetTooSmall(_)

@@ -182,6 +182,11 @@ fn the_tunnels_port_is_nobodys() {
             )
         );
     }
+    spec.endpoint.ports[0].published = Some(7946);
+    assert_eq!(
+        refused(&mut world, spec),
+        format!("{INVALID}port 7946/udp carries the probes between the nodes: publish another one")
+    );
     let to_udp = update(&mut world, id, |spec| {
         spec.endpoint.ports[0].protocol = Protocol::Udp
     });

@@ -99,6 +99,7 @@ impl<'a> Projection<'a> {
                 data_path: cluster.data_path.clone(),
                 managers: self.managers(),
                 role: self.state.node(self.node).map(|node| node.role()),
+                probe_keys: cluster.probes.keys.clone(),
             })
         })
     }

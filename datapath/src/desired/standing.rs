@@ -144,10 +144,12 @@ impl Desired {
     /// Whether what each endpoint and service depends on is as it was.
     fn is_on_same_ground(&self, view: &NodeView, local: &LocalState) -> bool {
         self.local.as_ref().is_some_and(|had| {
-            let tasks = local.tasks.clone();
+            // Of doubts nothing but the node's own entries knows.
+            let (tasks, doubts) = (local.tasks.clone(), local.doubts.clone());
             let same_node = *local
                 == LocalState {
                     tasks,
+                    doubts,
                     ..had.clone()
                 };
             same_node && self.view.networks == view.networks && self.view.peers == view.peers

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     desired::Desired,
-    local::{HostPort, LocalState, LocalTask, LocalVeth},
+    local::{Doubt, HostPort, LocalState, LocalTask, LocalVeth},
     recorded::Recorded,
     tables::{Port, Published, backend_range},
 };
@@ -186,6 +186,7 @@ fn view(draws: &[Draw], ports: &BTreeMap<u16, u128>, down: bool) -> NodeView {
         data_path: DataPathConfig::default(),
         managers: Vec::new(),
         role: None,
+        probe_keys: Default::default(),
     }));
     for node in 1..=3 {
         view.put(ViewObject::Peer(PeerView {
@@ -286,6 +287,7 @@ fn local(draws: &[Draw]) -> LocalState {
         gateway_addr: Ipv4Addr::new(172, 18, 0, 1),
         node_addrs: vec![vtep(SELF)],
         netns_cookie: 999,
+        doubts: BTreeMap::new(),
         tasks: here
             .map(|draw| (TaskId::from_raw(draw.id.into()), task(draw)))
             .collect(),
@@ -503,6 +505,7 @@ struct Step {
     claims: Vec<(u16, u128, Option<u8>)>,
     has_second_network: bool,
     down: bool,
+    doubt: Option<Doubt>,
 }
 
 impl Step {
@@ -525,7 +528,11 @@ impl Step {
     }
 
     fn local(&self) -> LocalState {
-        local(&self.draws)
+        let doubts = self.doubt.map(|doubt| (NodeId::from_raw(2), doubt));
+        LocalState {
+            doubts: doubts.into_iter().collect(),
+            ..local(&self.draws)
+        }
     }
 }
 
@@ -536,12 +543,14 @@ fn some_steps() -> impl Strategy<Value = Vec<Step>> {
         prop::collection::vec(claim, 0..6),
         prop::bool::weighted(0.8),
         prop::bool::weighted(0.2),
+        prop::option::of(prop_oneof![Just(Doubt::Suspected), Just(Doubt::Returning)]),
     );
-    let step = step.prop_map(|(draws, claims, has_second_network, down)| Step {
+    let step = step.prop_map(|(draws, claims, has_second_network, down, doubt)| Step {
         draws,
         claims,
         has_second_network,
         down,
+        doubt,
     });
     // Each again with one endpoint less, so that much stays as it is.
     prop::collection::vec(step, 1..5).prop_map(|steps| {
@@ -594,6 +603,7 @@ fn port_that_is_turned_to_anothers_element_takes_no_counters_with_it() {
         claims: vec![(8002, 1, None)],
         has_second_network: false,
         down: false,
+        doubt: None,
     };
     let mut node = Node::new();
     node.sync(&step);

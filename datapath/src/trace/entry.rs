@@ -1,9 +1,12 @@
 //! From the uplink: the mesh's entry, and the backend's side when that is here.
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, Be16, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint, NodeConfig,
-    SERVICE_DIRECT_RETURN, SERVICE_OF_NODE, SIDE_PACKETS, ServiceValue,
-    net::{mesh_mac::Kind, task_mac},
+    BACKEND_ACTIVE, BackendValue, Be16, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint,
+    NodeConfig, PinValue, SERVICE_DIRECT_RETURN, SERVICE_OF_NODE, SIDE_PACKETS, ServiceValue,
+    net::{
+        mesh_mac::{Kind, SEARCH_HOPS_MAX},
+        task_mac,
+    },
     seat::{Claim, Seat, choose_port},
 };
 
@@ -17,11 +20,39 @@ enum Admission {
     Unknown,
 }
 
-/// Who is asked for a flow that is not known.
-struct Owner {
-    endpoint: u32,
-    vtep: Be32,
+/// Who is asked for a flow that is not known, and as what; `owner::find` of the programs.
+enum Next {
+    Ask {
+        endpoint: u32,
+        vtep: Be32,
+        hop: Kind,
+    },
+    Nobody,
+    /// As far as this node can tell, but another one sent the packet by another ring.
+    Undecided,
 }
+
+impl Next {
+    fn ask(backend: &BackendValue, hop: Kind) -> Self {
+        Self::Ask {
+            endpoint: backend.endpoint,
+            vtep: backend.vtep,
+            hop,
+        }
+    }
+
+    /// The next of a search.
+    fn search(backend: &BackendValue, hop: Kind) -> Self {
+        match hop {
+            Kind::Search(0) => Self::Undecided,
+            Kind::Search(left) => Self::ask(backend, Kind::Search(left - 1)),
+            _ => Self::ask(backend, Kind::Search(SEARCH_HOPS_MAX)),
+        }
+    }
+}
+
+/// How many further owners on this node are asked for an established flow.
+const OWNERS_HERE_MAX: u32 = 3;
 
 impl<L: Lookup> Trail<'_, L> {
     pub(super) fn uplink(&mut self, now: u64) -> Result<Outcome, DropReason> {
@@ -48,7 +79,8 @@ impl<L: Lookup> Trail<'_, L> {
             of_node: service.flags & SERVICE_OF_NODE != 0,
         });
         let slot = self.slot(&service, config.ring_seed)?;
-        let backend = self.backend(&service, slot.now)?;
+        let choice = self.doubt_choice(&config, &service, slot);
+        let backend = self.backend(&service, choice)?;
         let is_active = backend.state == BACKEND_ACTIVE;
         self.note(Step::Backend {
             endpoint: backend.endpoint,
@@ -93,26 +125,40 @@ impl<L: Lookup> Trail<'_, L> {
         mut endpoint: u32,
         now: u64,
     ) -> Result<Outcome, DropReason> {
+        let mut hop = Kind::Forward;
         let mut local = self.local(endpoint);
         let (mut admission, mut client_port) = self.admit(service, endpoint, local, now)?;
-        if admission == Admission::Unknown
-            && self.probe.is_established()
-            && let Some(owner) = self.owner(config, service, endpoint)
-        {
-            if !owner.vtep.is_zero() {
-                return Ok(self.tunnelled(config, Kind::SecondHop, owner.endpoint, owner.vtep));
+        let mut is_undecided = false;
+        for _ in 0..OWNERS_HERE_MAX {
+            if admission != Admission::Unknown || !self.probe.is_established() {
+                break;
             }
-            endpoint = owner.endpoint;
+            match self.next_owner(config, service, endpoint, hop) {
+                Next::Ask {
+                    endpoint,
+                    vtep,
+                    hop,
+                } if !vtep.is_zero() => return Ok(self.tunnelled(config, hop, endpoint, vtep)),
+                Next::Ask {
+                    endpoint: asked,
+                    hop: by,
+                    ..
+                } => (endpoint, hop) = (asked, by),
+                Next::Nobody => break,
+                Next::Undecided => {
+                    is_undecided = true;
+                    break;
+                }
+            }
             local = self.local(endpoint);
             (admission, client_port) = self.admit(service, endpoint, local, now)?;
         }
+        let waits = is_undecided || matches!(hop, Kind::Search(_)) || now < config.unsettled_until;
         match local {
             Some(local) if admission != Admission::Unknown => {
                 Ok(self.delivered(config, service, &local, client_port))
             }
-            _ if self.probe.is_established() && now < config.unsettled_until => {
-                Err(DropReason::Unsettled)
-            }
+            _ if self.probe.is_established() && waits => Err(DropReason::Unsettled),
             Some(_) => Err(DropReason::UnknownFlow),
             None => Err(DropReason::BackendGone),
         }
@@ -291,38 +337,71 @@ impl<L: Lookup> Trail<'_, L> {
             && flow.client_port(key.client_port) == self.probe.src_port()
     }
 
-    /// `owner::find`, at the entry.
-    fn owner(&mut self, config: &NodeConfig, service: &ServiceValue, asked: u32) -> Option<Owner> {
+    fn next_owner(
+        &mut self,
+        config: &NodeConfig,
+        service: &ServiceValue,
+        asked: u32,
+        hop: Kind,
+    ) -> Next {
+        if hop == Kind::Last {
+            return Next::Nobody;
+        }
         let pin = self.pin();
-        if let Some(pin) = pin
-            && pin.endpoint != asked
+        if let Some(PinValue { endpoint, vtep }) = pin
+            && endpoint != asked
         {
             self.note(Step::Owner {
-                endpoint: pin.endpoint,
+                endpoint,
                 is_pinned: true,
             });
-            return Some(Owner {
-                endpoint: pin.endpoint,
-                vtep: pin.vtep,
-            });
+            let named = BackendValue {
+                endpoint,
+                vtep,
+                ..BackendValue::default()
+            };
+            return match hop {
+                Kind::Forward => Next::ask(&named, Kind::SecondHop),
+                hop => Next::search(&named, hop),
+            };
         }
-        let slot = self.slot(service, config.ring_seed).ok()?;
-        self.steps.pop();
-        let now = self.backend(service, slot.now).ok()?;
-        let before = self.backend(service, slot.before).ok()?;
-        let owner = if now.endpoint == asked || pin.is_some() {
-            (before.endpoint != asked).then_some(before)?
-        } else {
-            now
+        let Some([now, before]) = self.slot_owners(config, service) else {
+            return Next::Nobody;
+        };
+        let (at_now, at_before) = (now.endpoint == asked, before.endpoint == asked);
+        let next = match hop {
+            Kind::Forward if at_now => Some(Kind::SecondHop),
+            Kind::SecondHop if at_before || pin.is_some() => Some(Kind::Last),
+            _ => None,
+        };
+        let (owner, next) = match next {
+            Some(_) if at_before => return Next::Nobody,
+            Some(next) => (before, Next::ask(&before, next)),
+            None if at_now && at_before => return Next::Undecided,
+            None => {
+                let owner = if at_now { before } else { now };
+                (owner, Next::search(&owner, hop))
+            }
         };
         self.note(Step::Owner {
             endpoint: owner.endpoint,
             is_pinned: false,
         });
-        Some(Owner {
-            endpoint: owner.endpoint,
-            vtep: owner.vtep,
-        })
+        next
+    }
+
+    /// The slot's owners, of now and before.
+    fn slot_owners(
+        &mut self,
+        config: &NodeConfig,
+        service: &ServiceValue,
+    ) -> Option<[BackendValue; 2]> {
+        let slot = self.slot(service, config.ring_seed).ok()?;
+        // It was told of already.
+        self.steps.pop();
+        let now = self.backend(service, slot.now).ok()?;
+        let before = self.backend(service, slot.before).ok()?;
+        Some([now, before])
     }
 }
 

@@ -104,6 +104,13 @@ impl Step {
                 );
                 step("ring slot", text)
             }
+            Self::Doubted { vtep } => step(
+                "doubt",
+                format!(
+                    "{} does not answer this node's probes, or has not for long: another slot is taken",
+                    names.node_at(vtep.into())
+                ),
+            ),
             Self::Backend {
                 endpoint,
                 vtep,

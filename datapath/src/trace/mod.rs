@@ -165,6 +165,11 @@ pub enum Step {
         now: u32,
         before: u32,
     },
+    /// The node of the slot's owner does not answer, or has not for long; the flow's other choices are
+    /// looked at.
+    Doubted {
+        vtep: Be32,
+    },
     /// The backend that was chosen.
     Backend {
         endpoint: u32,

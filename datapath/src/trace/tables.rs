@@ -9,10 +9,12 @@ use std::{
 
 use aya::Pod;
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, EndpointKey, EndpointValue, FlowKey, FlowValue,
-    LocalEndpoint, NodeConfig, PinKey, PinValue, PortWord, PublishedKey, RING_CHUNK_SLOTS,
-    RingChunk, RingSlot, ServiceValue, VethValue, VipFlowKey, VipFlowValue, VipKey,
-    hash::ring_slot, ports::port_index,
+    BackendValue, Be16, Be32, DOUBT_TRIES, DropReason, EndpointKey, EndpointValue, FlowKey,
+    FlowValue, LocalEndpoint, NodeConfig, PEER_RETURNING, PEER_SUSPECTED, PeerValue, PinKey,
+    PinValue, PortWord, PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot, ServiceValue,
+    VethValue, VipFlowKey, VipFlowValue, VipKey,
+    hash::{nth_hash, ring_slot},
+    ports::port_index,
 };
 
 use super::{Probe, Step, Trail};
@@ -113,24 +115,9 @@ impl<L: Lookup> Trail<'_, L> {
         service: &ServiceValue,
         seed: u64,
     ) -> Result<RingSlot, DropReason> {
+        let hash = service.hash(self.probe.tuple(), seed);
         let len = service.ring_len;
-        let index = match len {
-            0 => return Err(DropReason::NoBackend),
-            1 => 0,
-            len => ring_slot(service.hash(self.probe.tuple(), seed), len),
-        };
-        let raw = match len {
-            1 => service.single,
-            _ => {
-                let chunk = service.ring_base + index / RING_CHUNK_SLOTS;
-                let chunk: RingChunk = self
-                    .tables
-                    .look("RINGS", chunk)
-                    .ok_or(DropReason::NoBackend)?;
-                chunk.slots[(index % RING_CHUNK_SLOTS) as usize]
-            }
-        };
-        let slot = RingSlot::from_raw(raw);
+        let (index, slot) = self.slot_at(service, hash)?;
         let endpoint = |index| {
             let backend = self.backend(service, index);
             backend.map_or(0, |backend| backend.endpoint)
@@ -142,6 +129,56 @@ impl<L: Lookup> Trail<'_, L> {
             before: endpoint(slot.before),
         });
         Ok(slot)
+    }
+
+    /// The slot of a hash, and its place in the ring.
+    fn slot_at(&self, service: &ServiceValue, hash: u32) -> Result<(u32, RingSlot), DropReason> {
+        let index = match service.ring_len {
+            0 => return Err(DropReason::NoBackend),
+            1 => return Ok((0, RingSlot::from_raw(service.single))),
+            len => ring_slot(hash, len),
+        };
+        let chunk = service.ring_base + index / RING_CHUNK_SLOTS;
+        let chunk: RingChunk = self
+            .tables
+            .look("RINGS", chunk)
+            .ok_or(DropReason::NoBackend)?;
+        let raw = chunk.slots[(index % RING_CHUNK_SLOTS) as usize];
+        Ok((index, RingSlot::from_raw(raw)))
+    }
+
+    /// `doubt::choice` of the programs.
+    pub(super) fn doubt_choice(
+        &mut self,
+        config: &NodeConfig,
+        service: &ServiceValue,
+        slot: RingSlot,
+    ) -> u16 {
+        if config.doubted == 0 || service.ring_len <= 1 {
+            return slot.now;
+        }
+        let avoided = match self.probe.is_established() {
+            true => PEER_SUSPECTED | PEER_RETURNING,
+            false => PEER_SUSPECTED,
+        };
+        let hash = service.hash(self.probe.tuple(), config.ring_seed);
+        for nth in 0..DOUBT_TRIES {
+            let at = self.slot_at(service, nth_hash(hash, nth));
+            let Ok((_, RingSlot { now, .. })) = at else {
+                break;
+            };
+            let Ok(backend) = self.backend(service, now) else {
+                break;
+            };
+            let peer = self.tables.look::<Be32, PeerValue>("PEERS", backend.vtep);
+            if peer.is_none_or(|peer| peer.flags & avoided == 0) {
+                return now;
+            }
+            if nth == 0 {
+                self.note(Step::Doubted { vtep: backend.vtep });
+            }
+        }
+        slot.now
     }
 
     pub(super) fn backend(

@@ -120,7 +120,7 @@ impl Switch {
             generation: 1,
             gateway_mask: GATEWAY_MASK,
             tunnel_mtu: TUNNEL_MTU,
-            _pad: 0,
+            doubted: 0,
             unsettled_until: 0,
         });
         node.node_addr(addr);

@@ -111,7 +111,7 @@ impl Node {
             generation: 1,
             gateway_mask: GATEWAY_MASK,
             tunnel_mtu: TUNNEL_MTU,
-            _pad: 0,
+            doubted: 0,
             unsettled_until: 0,
         });
         node
@@ -143,6 +143,15 @@ impl Node {
 
     pub fn peer(&mut self, vtep: Be32) {
         self.put("PEERS", vtep, PeerValue::default());
+    }
+
+    /// Flags a node by `PEER_*`; zero is no doubt.
+    pub fn doubt(&mut self, vtep: Be32, flags: u32) {
+        self.put("PEERS", vtep, PeerValue { flags, _pad: 0 });
+        let peers = self.entries::<Be32, PeerValue>("PEERS");
+        let doubted = peers.iter().filter(|(_, peer)| peer.flags != 0).count() as u32;
+        let config = self.array::<NodeConfig>("CONFIG").get(&0, 0).unwrap();
+        self.configure(NodeConfig { doubted, ..config });
     }
 
     pub fn node_addr(&mut self, addr: Be32) {

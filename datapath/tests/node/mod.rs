@@ -244,6 +244,7 @@ pub fn view() -> NodeView {
         data_path: DataPathConfig::default(),
         managers: Vec::new(),
         role: None,
+        probe_keys: Default::default(),
     }));
     for node in [SELF, OTHER] {
         view.put(ViewObject::Peer(PeerView {
@@ -334,6 +335,7 @@ pub fn local(endpoints: &[u32]) -> LocalState {
         gateway_addr: Ipv4Addr::new(172, 18, 0, 1),
         node_addrs: vec![vtep(SELF)],
         netns_cookie: 999,
+        doubts: Default::default(),
         tasks: endpoints
             .iter()
             .map(|id| (TaskId::from_raw((*id).into()), task(*id)))

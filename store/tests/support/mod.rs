@@ -47,6 +47,7 @@ pub fn cluster(snapshot_interval: u64) -> Cluster {
         revoked: Default::default(),
         rotation: None,
         unlock_key: None,
+        probes: Default::default(),
     }
 }
 

@@ -189,6 +189,7 @@ impl LocalNode for TestNode {
                 bytes: 180,
                 programs: Vec::new(),
             }])),
+            Table::Nodes => Ok(json!([])),
             table => Err(ApiError::unavailable(format!(
                 "no data plane for {table:?}"
             ))),

@@ -1,0 +1,265 @@
+//! What nodes find out of each other by themselves, before the managers decide anything.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Host, wait_for};
+use swarmnet_tests::{Cluster, Conversation, Task, ask_tcp};
+
+/// Begins a connection every so often, from its own thread in the client's namespace, and notes those
+/// that did not come about.
+struct Knocker {
+    stop: Arc<AtomicBool>,
+    knocks: Arc<Mutex<Vec<Knock>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Clone, Copy)]
+struct Knock {
+    begun: Instant,
+    succeeded: bool,
+}
+
+impl Knocker {
+    const PAUSE: Duration = Duration::from_millis(10);
+    /// Less than a SYN that is sent again takes.
+    const PATIENCE: Duration = Duration::from_millis(500);
+
+    fn start(from: &Host, to: (Ipv4Addr, u16)) -> Result<Self> {
+        let (stop, knocks) = (
+            Arc::<AtomicBool>::default(),
+            Arc::<Mutex<Vec<_>>>::default(),
+        );
+        let thread = {
+            let (stop, knocks) = (Arc::clone(&stop), Arc::clone(&knocks));
+            let from = from.clone();
+            std::thread::spawn(move || {
+                from.within(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let begun = Instant::now();
+                        let to = SocketAddr::from(to);
+                        let succeeded = TcpStream::connect_timeout(&to, Self::PATIENCE).is_ok();
+                        knocks.lock().unwrap().push(Knock { begun, succeeded });
+                        std::thread::sleep(Self::PAUSE);
+                    }
+                    Ok(())
+                })
+                .expect("the namespace is there");
+            })
+        };
+        Ok(Self {
+            stop,
+            knocks,
+            thread: Some(thread),
+        })
+    }
+
+    /// Waits until so many in a row have succeeded that were begun after `since`, and tells when the
+    /// last of the others was begun.
+    fn succeed(&self, since: Instant) -> Result<Duration> {
+        const IN_A_ROW: usize = 60;
+        wait_for("new connections to succeed", || {
+            let knocks = self.knocks.lock().unwrap();
+            let after: Vec<_> = knocks.iter().filter(|knock| knock.begun >= since).collect();
+            let row = after.iter().rev().take_while(|knock| knock.succeeded);
+            if row.count() < IN_A_ROW {
+                return Ok(None);
+            }
+            let failed = after.iter().rfind(|knock| !knock.succeeded);
+            Ok(Some(
+                failed.map_or(Duration::ZERO, |last| last.begun - since),
+            ))
+        })
+    }
+}
+
+impl Drop for Knocker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the leader's node thinks of another one, by probes.
+fn doubt(cluster: &Cluster, number: usize) -> Result<Option<String>> {
+    let rows = cluster.node(1).cli_json(&["inspect", "nodes"])?;
+    let name = cluster.node(number).name();
+    let row = rows.iter().find(|row| row["hostname"] == name);
+    let row = row.context("the node is listed")?;
+    Ok(row["doubt"].as_str().map(str::to_owned))
+}
+
+fn wait_for_doubt(cluster: &Cluster, number: usize, wanted: Option<&str>) -> Result<()> {
+    wait_for(&format!("node {number} to be {wanted:?}"), || {
+        let doubt = doubt(cluster, number)?;
+        Ok((doubt.as_deref() == wanted).then_some(()))
+    })
+}
+
+fn state(cluster: &Cluster, number: usize) -> Result<String> {
+    let rows = cluster.node(1).cli_json(&["inspect", "nodes"])?;
+    let name = cluster.node(number).name();
+    let row = rows.iter().find(|row| row["hostname"] == name);
+    let state = row.and_then(|row| row["state"].as_str());
+    Ok(state.context("the node is listed")?.to_owned())
+}
+
+/// The node of the task that answers, one of `tasks`.
+fn node_of(tasks: &[Task], conversation: &Conversation) -> Result<usize> {
+    let task = &conversation.answer.task;
+    let found = tasks.iter().find(|one| one.hostname == *task);
+    Ok(found.context("a task of the service")?.node)
+}
+
+/// A connection by node `entry` to a task on a node that is wanted; others are closed again.
+fn begin_at(
+    cluster: &Cluster,
+    tasks: &[Task],
+    entry: usize,
+    is_wanted: impl Fn(usize) -> bool,
+) -> Result<Conversation> {
+    for _ in 0..200 {
+        let to = (cluster.node(entry).addr(), 8080);
+        let conversation = Conversation::begin(cluster.client(), to)?;
+        if is_wanted(node_of(tasks, &conversation)?) {
+            return Ok(conversation);
+        }
+    }
+    anyhow::bail!("no connection led to a wanted node")
+}
+
+#[test]
+fn dead_node_gets_no_new_connections_before_managers_know() -> Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.serve("web", 6, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    let knockers = [1, 2].map(|entry| {
+        let to = (cluster.node(entry).addr(), 8080);
+        Knocker::start(cluster.client(), to)
+    });
+    let knockers = knockers.into_iter().collect::<Result<Vec<_>>>()?;
+    for knocker in &knockers {
+        knocker.succeed(Instant::now())?;
+    }
+    let died = Instant::now();
+    cluster
+        .node(3)
+        .host()
+        .ip(&["link", "set", "eth0", "down"])?;
+    for (entry, knocker) in (1..).zip(&knockers) {
+        let last = knocker.succeed(died)?;
+        println!(
+            "by node {entry}: the last new connection that failed began {last:?} after the death"
+        );
+    }
+    assert_eq!(doubt(&cluster, 3)?.as_deref(), Some("suspected"));
+    assert_eq!(
+        state(&cluster, 3)?,
+        "ready",
+        "the managers have not decided yet"
+    );
+    Ok(())
+}
+
+/// Only the probes are lost: the hint is wrong. New flows go elsewhere, those from before go on, and
+/// those from meanwhile do when the node is trusted again.
+#[test]
+fn connections_go_on_when_a_node_is_suspected_wrongly() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let tasks = cluster.serve("web", 6, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    let mut open = Vec::new();
+    for entry in [1, 2] {
+        for node in 1..=3 {
+            open.push(begin_at(&cluster, &tasks, entry, |at| at == node)?);
+        }
+    }
+    let rule = |action| {
+        let rule = ["INPUT", "-p", "udp", "--dport", "7946", "-j", "DROP"];
+        let args = [&[action][..], &rule].concat();
+        cluster.node(3).host().run("iptables", &args)
+    };
+    rule("-A")?;
+    wait_for_doubt(&cluster, 3, Some("suspected"))?;
+    say_all(&mut open, "suspected")?;
+    for entry in [1, 2] {
+        // Each node finds out by itself.
+        wait_for("new connections to go elsewhere", || {
+            for _ in 0..40 {
+                let to = (cluster.node(entry).addr(), 8080);
+                let answer = ask_tcp(cluster.client(), to)?;
+                let task = tasks.iter().find(|task| task.hostname == answer.task);
+                if task.context("a task of the service")?.node == 3 {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })?;
+    }
+    for _ in 0..10 {
+        for entry in [1, 2] {
+            open.push(begin_at(&cluster, &tasks, entry, |at| at != 3)?);
+        }
+    }
+    say_all(&mut open, "opened meanwhile")?;
+    rule("-D")?;
+    wait_for_doubt(&cluster, 3, Some("returning"))?;
+    say_all(&mut open, "returning")?;
+    begin_at(&cluster, &tasks, 1, |at| at == 3)?;
+    wait_for_doubt(&cluster, 3, None)?;
+    say_all(&mut open, "trusted")?;
+    for entry in [1, 2] {
+        begin_at(&cluster, &tasks, entry, |at| at == 3)?;
+    }
+    say_all(&mut open, "all the time")
+}
+
+fn say_all(open: &mut [Conversation], line: &str) -> Result<()> {
+    for (nth, conversation) in open.iter_mut().enumerate() {
+        conversation
+            .say(line)
+            .with_context(|| format!("connection {nth}: {line}"))?;
+    }
+    Ok(())
+}
+
+/// Who has no key says nothing, whatever it sends.
+#[test]
+fn packets_that_are_no_probes_are_counted_and_not_answered() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let node = cluster.node(2).addr();
+    let socket = cluster.client().within(|| {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((node, 7946))?;
+        Ok(socket)
+    })?;
+    let mut forged = [0u8; 102];
+    forged[0] = 1;
+    let reason = |label: &str| -> Result<bool> {
+        let rows = cluster.node(2).cli_json(&["inspect", "drops"])?;
+        Ok(rows.iter().any(|row| row["reason"] == label))
+    };
+    for (packet, label) in [
+        (&forged[..], "probe-forged"),
+        (&forged[..40], "probe-malformed"),
+    ] {
+        wait_for(label, || {
+            socket.send(packet)?;
+            Ok(reason(label)?.then_some(()))
+        })?;
+    }
+    socket.set_nonblocking(true)?;
+    let answered = socket.recv(&mut forged).is_ok();
+    ensure!(!answered, "a stranger gets no answer");
+    Ok(())
+}
