@@ -194,6 +194,13 @@ fn managers_are_demoted_leave_and_are_refused_when_the_quorum_would_break() -> R
             .collect();
         Ok((managers.len() == 1 && managers[0]["ManagerStatus"] == "Leader").then_some(()))
     })?;
+    // The former leader names the one that is left, and not itself.
+    let former = cluster.node(3 - stays);
+    let only = format!("The managers are at {}:2377.", cluster.node(stays).addr());
+    wait_for("the former leader to be a worker", || {
+        let refused = former.cli_error(&["node", "ls"]);
+        Ok(refused.ok().filter(|text| text.contains(&only)).map(drop))
+    })?;
     let last = cluster.node(stays).name().to_owned();
     let refused = cluster.node(stays).cli_error(&["node", "demote", &last])?;
     ensure!(refused.contains("last manager"), "{refused}");

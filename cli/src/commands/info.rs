@@ -148,10 +148,12 @@ fn write_cluster(out: &mut String, swarm: &SwarmInfo) -> FmtResult {
         " CA Configuration:\n  Expiry Duration: {}",
         duration(expiry)
     )?;
+    let encryption = spec.encryption_config.unwrap_or_default();
+    let locks = encryption.auto_lock_managers.unwrap_or_default();
     let rotates = cluster.root_rotation_in_progress.unwrap_or_default();
     writeln!(
         out,
-        "  Force Rotate: 0\n  Root Rotation In Progress: {rotates}"
+        "  Force Rotate: 0\n Autolock Managers: {locks}\n Root Rotation In Progress: {rotates}"
     )
 }
 
@@ -211,7 +213,8 @@ mod tests {
             Orchestration:\n  Task History Retention Limit: 5\n Raft:\n  Snapshot Interval: 10000\n  \
             Number of Old Snapshots to Retain: 0\n  Heartbeat Tick: 1\n  Election Tick: 10\n \
             Dispatcher:\n  Heartbeat Period: 5 seconds\n CA Configuration:\n  Expiry Duration: 3 \
-            months\n  Force Rotate: 0\n  Root Rotation In Progress: false\n Node Address: 10.0.0.1\n \
+            months\n  Force Rotate: 0\n Autolock Managers: false\n Root Rotation In Progress: \
+            false\n Node Address: 10.0.0.1\n \
             Manager Addresses:\n  10.0.0.1:2377\n";
         assert_eq!(pretty(&info), want);
     }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::ErrorKind,
-    net::{SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
@@ -33,6 +33,15 @@ pub struct ManagerAddrs {
     pub advertised: SocketAddrV4,
 }
 
+/// Where a manager that listens at `listen` is reached without leaving its node.
+pub fn near(listen: SocketAddr) -> SocketAddrV4 {
+    let addr = match listen.ip() {
+        IpAddr::V4(addr) if !addr.is_unspecified() => addr,
+        _ => Ipv4Addr::LOCALHOST,
+    };
+    SocketAddrV4::new(addr, listen.port())
+}
+
 impl Member {
     /// Where a manager of this node is to be, should it get one.
     pub fn manager_addrs(&self) -> ManagerAddrs {
@@ -42,6 +51,17 @@ impl Member {
             listen,
             advertised: SocketAddrV4::new(self.credentials.addr, listen.port()),
         }
+    }
+
+    /// Is a worker from now on, of `managers`, but for the one that it was itself. Should it become one
+    /// again, that is where it was.
+    pub fn end_manager(&mut self, mut managers: Vec<SocketAddrV4>) {
+        let Some(ended) = self.manager.take() else {
+            return;
+        };
+        managers.retain(|addr| *addr != near(ended.listen) && *addr != ended.advertised);
+        self.credentials.managers = managers;
+        self.listen = Some(ended.listen);
     }
 
     fn path(state_dir: &Path) -> PathBuf {
@@ -120,6 +140,20 @@ mod tests {
         Member::forget(dir.path()).unwrap();
         Member::forget(dir.path()).unwrap();
         assert_eq!(Member::load(dir.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn former_manager_knows_the_others_alone() {
+        let mut member = member();
+        let addrs = member.manager.unwrap();
+        let other: SocketAddrV4 = "192.0.2.2:2377".parse().unwrap();
+        let listen: SocketAddr = "0.0.0.0:99".parse().unwrap();
+        member.manager = Some(ManagerAddrs { listen, ..addrs });
+        let own = "127.0.0.1:99".parse().unwrap();
+        member.end_manager(vec![addrs.advertised, other, own]);
+        assert_eq!(member.manager, None);
+        assert_eq!(member.credentials.managers, [other]);
+        assert_eq!(member.manager_addrs().listen, listen);
     }
 
     #[test]

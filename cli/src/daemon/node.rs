@@ -5,7 +5,7 @@ mod revival;
 use std::{
     fs::{self, File},
     io::ErrorKind,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
@@ -41,7 +41,7 @@ use super::{
     config::DaemonConfig,
     description::description,
     join::{self, Joined},
-    member::{ManagerAddrs, Member},
+    member::{ManagerAddrs, Member, near},
     ports,
     renewal::{self, Signer},
 };
@@ -330,7 +330,8 @@ impl Node {
                 if let Some(manager) = manager {
                     manager.shutdown().await;
                 }
-                membership.member.manager = None;
+                let managers = self.managers(&membership.member.credentials);
+                membership.member.end_manager(managers);
                 membership.member.save(&self.config.state_dir)?;
                 self.see(Some(membership), None);
                 remove_dir(&self.config.manager_dir())?;
@@ -719,11 +720,6 @@ fn first_member(
     listen: SocketAddr,
     advertise_port: Option<u16>,
 ) -> Membership {
-    // The agent beside it reaches it without leaving the node.
-    let near = match listen.ip() {
-        IpAddr::V4(addr) if !addr.is_unspecified() => addr,
-        _ => Ipv4Addr::LOCALHOST,
-    };
     let advertise_port = advertise_port.unwrap_or(listen.port());
     let member = Member {
         manager: Some(ManagerAddrs {
@@ -735,7 +731,8 @@ fn first_member(
             cluster: credentials.cluster,
             addr: credentials.addr,
             vtep: credentials.vtep,
-            managers: vec![SocketAddrV4::new(near, listen.port())],
+            // The agent beside it reaches it without leaving the node.
+            managers: vec![near(listen)],
         },
         listen: None,
     };
