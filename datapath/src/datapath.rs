@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane_abi::{SERVICE_AFFINITY, ServiceValue};
+use dataplane_abi::{SERVICE_AFFINITY, SERVICE_NEAR, ServiceValue};
 use model::feed::NodeView;
 use tracing::{debug, info};
 
@@ -444,9 +444,9 @@ fn moves_flows(ops: &[Op], present: &Tables) -> bool {
         _ => None,
     });
     let ring = |of: &ServiceValue| {
-        let affinity = of.flags & SERVICE_AFFINITY;
+        let choice = of.flags & (SERVICE_AFFINITY | SERVICE_NEAR);
         let (base, len) = (of.ring_base, of.ring_len);
-        (base, len, of.single, of.backend_count, affinity)
+        (base, len, of.single, of.backend_count, choice)
     };
     let mut turned = turned;
     turned.any(|(at, index)| {

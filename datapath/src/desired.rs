@@ -127,26 +127,75 @@ pub struct Pool {
     pub backends: Arc<[BackendValue]>,
     /// As `backends`; weight zero gets no new flows.
     pub members: Arc<[Member]>,
+    /// Of this node's own, which come first; `None` when that is not wished, or there are none.
+    pub near: Option<Near>,
+}
+
+/// Where this node's own backends come first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Near {
+    /// As the pool's, of which those that are elsewhere weigh nothing.
+    pub members: Arc<[Member]>,
+    /// All of them drain.
+    pub drains: bool,
 }
 
 impl Pool {
     /// The part of it that is here. If all that get new flows are elsewhere, those that drain here
     /// keep theirs.
     fn of_this_node(&self) -> Arc<Self> {
+        let (members, _) = self.members_here();
         let here = || {
-            let both = self.backends.iter().zip(self.members.iter());
-            both.filter(|(backend, _)| backend.vtep.is_zero())
+            self.backends
+                .iter()
+                .zip(&members)
+                .filter(|(at, _)| at.vtep.is_zero())
         };
-        let idle = here().all(|(_, member)| member.weight == 0);
         Arc::new(Self {
             backends: here().map(|(backend, _)| *backend).collect(),
-            members: here()
-                .map(|(_, member)| Member {
-                    weight: if idle { 1 } else { member.weight },
-                    ..*member
-                })
-                .collect(),
+            members: here().map(|(_, member)| *member).collect(),
+            near: None,
         })
+    }
+
+    /// With what is here before all else.
+    fn near_first(self: &Arc<Self>) -> Arc<Self> {
+        if self.backends.iter().all(|backend| !backend.vtep.is_zero()) {
+            return Arc::clone(self);
+        }
+        let (members, drains) = self.members_here();
+        let near = Near {
+            members: members.into(),
+            drains,
+        };
+        Arc::new(Self {
+            near: Some(near),
+            ..Self::clone(self)
+        })
+    }
+
+    /// The members, of which those that are elsewhere weigh nothing; and whether those that are here
+    /// all drain.
+    fn members_here(&self) -> (Vec<Member>, bool) {
+        let both = || self.backends.iter().zip(self.members.iter());
+        let drains = both().all(|(at, member)| !at.vtep.is_zero() || member.weight == 0);
+        let weight = |at: &BackendValue, member: &Member| match at.vtep.is_zero() {
+            false => 0,
+            true if drains => 1,
+            true => member.weight,
+        };
+        let here = both().map(|(at, member)| Member {
+            weight: weight(at, member),
+            ..*member
+        });
+        (here.collect(), drains)
+    }
+}
+
+fn preferred(policy: Policy, pool: Arc<Pool>) -> Arc<Pool> {
+    match policy.near_first {
+        true => pool.near_first(),
+        false => pool,
     }
 }
 
@@ -406,6 +455,7 @@ impl<'a> Projection<'a> {
                 endpoint: id,
                 weight: 1,
             }]),
+            near: None,
         });
         let mut tables = Asked::default();
         for port in &task.host_ports {
@@ -440,7 +490,10 @@ impl<'a> Projection<'a> {
             };
             let spec = FrontendSpec {
                 service: service.id,
-                pool: self.pool(service.id, backend, &mut tables.skipped),
+                pool: preferred(
+                    service.policy,
+                    self.pool(service.id, backend, &mut tables.skipped),
+                ),
                 port_shift: 0,
                 flags: flags(service.policy),
             };
@@ -462,6 +515,7 @@ impl<'a> Projection<'a> {
         };
         let pool = self.pool(service.id, backend, &mut tables.skipped);
         let own = pool.of_this_node();
+        let pool = preferred(service.policy, pool);
         for port in &service.ports {
             let spec = |pool: &Arc<Pool>| FrontendSpec {
                 service: service.id,
@@ -534,6 +588,7 @@ impl<'a> Projection<'a> {
         Arc::new(Pool {
             members: members.collect(),
             backends: found.iter().map(|(.., value)| *value).collect(),
+            near: None,
         })
     }
 

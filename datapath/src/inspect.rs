@@ -11,7 +11,7 @@ use std::{
 
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, DropReason, FlowValue, ProgramId, RingSlot,
-    SERVICE_OF_NODE, ServiceValue, Stats,
+    SERVICE_AFFINITY, SERVICE_OF_NODE, ServiceValue, Stats,
 };
 use model::{
     EndpointId,
@@ -50,6 +50,7 @@ impl Datapath {
                 service: names.service(*frontend, &backends),
                 active,
                 draining: backends.len() - active,
+                choice: choice(service),
             })
         });
         Ok(rows.collect())
@@ -67,6 +68,7 @@ impl Datapath {
                     service: names.service(frontend, &tables.backends(service).unwrap_or_default()),
                     frontend: names.frontend(frontend, count, service),
                     backends: service.backend_count as usize,
+                    choice: choice(service),
                     ring_len: service.ring_len,
                     ring_digest: ring_digest(&tables, service),
                     packets: stats.packets,
@@ -293,9 +295,25 @@ fn ring_digest(tables: &Tables, service: &ServiceValue) -> String {
     format!("{:016x}", ring.digest())
 }
 
-/// Share of the slots, in per cent, by index of the backend.
+/// Whom new flows go to.
+fn choice(service: &ServiceValue) -> String {
+    let whom = match service.takes_near_flows() {
+        true => "local",
+        false => "spread",
+    };
+    match service.flags & SERVICE_AFFINITY {
+        0 => whom.to_owned(),
+        _ => format!("{whom}, client-ip"),
+    }
+}
+
+/// Share of the slots that new flows go by, in per cent, by index of the backend.
 fn shares(tables: &Tables, service: &ServiceValue) -> BTreeMap<u16, f64> {
-    let slots = tables.slots(service).unwrap_or_default();
+    let slots = match service.takes_near_flows() {
+        true => tables.near_slots(service),
+        false => tables.slots(service),
+    };
+    let slots = slots.unwrap_or_default();
     let mut counts: BTreeMap<u16, u32> = BTreeMap::new();
     for raw in slots.iter() {
         *counts.entry(RingSlot::from_raw(*raw).now).or_default() += 1;

@@ -29,7 +29,7 @@ use crate::{
     plan::{Capacities, Op},
     ports::PortMap,
     sys,
-    tables::{Frontend, OverlayAddr, Published, Tables, backend_range, ring_chunks},
+    tables::{Frontend, OverlayAddr, Published, Tables, backend_range, ring_chunks, ring_slots},
 };
 
 type Result<T> = std::result::Result<T, DatapathError>;
@@ -263,7 +263,7 @@ impl Maps {
         let rings = services()
             .filter(|service| (2..=RING_LEN_MAX).contains(&service.ring_len))
             .filter(|service| ring_chunks(service).end <= self.rings.len());
-        let rings: BTreeSet<(u32, u32)> = rings.map(|s| (s.ring_base, s.ring_len)).collect();
+        let rings: BTreeSet<(u32, u32)> = rings.map(|s| (s.ring_base, ring_slots(s))).collect();
         let chunks = Window::read(
             "RINGS",
             &self.rings,

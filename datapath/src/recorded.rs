@@ -13,7 +13,7 @@ use dataplane_abi::{
 use crate::{
     desired::Touched,
     plan::Op,
-    tables::{Frontend, Published, Tables},
+    tables::{Frontend, Published, Tables, ring_slots},
 };
 
 /// The maps as a look at them found them, and as every operation since has left them. Whoever fails
@@ -218,7 +218,7 @@ fn leads_to<'a>(tables: &'a Tables, frontend: &Frontend) -> impl PartialEq + use
         }
     };
     let service = tables.services.get(frontend);
-    let ring = service.and_then(|of| tables.rings.get(&(of.ring_base, of.ring_len)));
+    let ring = service.and_then(|of| tables.rings.get(&(of.ring_base, ring_slots(of))));
     let backends = service.and_then(|of| tables.backends.get(&(of.backend_base, of.backend_count)));
     (word, service, ring, backends)
 }
@@ -274,7 +274,7 @@ impl Naming {
 
 /// Base and length of a service's ring.
 fn ring(of: &ServiceValue) -> Option<(u32, u32)> {
-    (of.ring_len > 1).then_some((of.ring_base, of.ring_len))
+    (of.ring_len > 1).then_some((of.ring_base, ring_slots(of)))
 }
 
 /// Base and number of a service's backends.

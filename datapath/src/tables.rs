@@ -10,8 +10,8 @@ use std::{
 
 use dataplane_abi::{
     BackendValue, EndpointKey, EndpointValue, LocalEndpoint, NetnsValue, NodeConfig, PeerValue,
-    PortWord, PublishedKey, RING_CHUNK_SLOTS, SIDE_PACKETS, SIDE_SOCKETS, ServiceValue, TargetKey,
-    TargetValue, VethValue, VipKey,
+    PortWord, PublishedKey, RING_CHUNK_SLOTS, SERVICE_NEAR, SIDE_PACKETS, SIDE_SOCKETS,
+    ServiceValue, TargetKey, TargetValue, VethValue, VipKey,
 };
 use model::EndpointId;
 
@@ -207,7 +207,7 @@ pub struct Tables {
     pub addressed: BTreeMap<Published, u32>,
     /// What VIPs and published ports lead to, as far as it exists.
     pub services: BTreeMap<Frontend, ServiceValue>,
-    /// By `(ring_base, ring_len)`, for lengths above one.
+    /// By base and number of slots ([`ring_slots`]), above one.
     pub rings: BTreeMap<(u32, u32), Arc<[u32]>>,
     /// By `(backend_base, backend_count)`.
     pub backends: BTreeMap<(u32, u32), Arc<[BackendValue]>>,
@@ -257,8 +257,33 @@ impl Tables {
         match service.ring_len {
             0 => Some(Arc::from([])),
             1 => Some(Arc::from([service.single])),
-            len => self.rings.get(&(service.ring_base, len)).cloned(),
+            len => {
+                let slots = self.rings.get(&(service.ring_base, ring_slots(service)))?;
+                match slots.get(..len as usize) {
+                    Some(ring) if ring.len() < slots.len() => Some(Arc::from(ring)),
+                    _ => Some(Arc::clone(slots)),
+                }
+            }
         }
+    }
+
+    /// Those, and the node's own.
+    pub fn all_slots(&self, service: &ServiceValue) -> Option<Arc<[u32]>> {
+        let slots = ring_slots(service);
+        match slots {
+            0 | 1 => self.slots(service),
+            slots => self.rings.get(&(service.ring_base, slots)).cloned(),
+        }
+    }
+
+    /// The slots of the node's own backends, when it has some that the service prefers.
+    pub fn near_slots(&self, service: &ServiceValue) -> Option<Arc<[u32]>> {
+        let (slots, len) = (ring_slots(service), service.ring_len);
+        if slots == len {
+            return None;
+        }
+        let slots = self.rings.get(&(service.ring_base, slots))?;
+        slots.get(len as usize..).map(Arc::from)
     }
 
     pub fn backends(&self, service: &ServiceValue) -> Option<Arc<[BackendValue]>> {
@@ -270,11 +295,19 @@ impl Tables {
     }
 }
 
+/// Slots of the ring, and of the node's own backends where those have some.
+pub fn ring_slots(service: &ServiceValue) -> u32 {
+    match (service.ring_len, service.flags & SERVICE_NEAR) {
+        (len @ (0 | 1), _) | (len, 0) => len,
+        (len, _) => len.saturating_mul(2),
+    }
+}
+
 /// Chunks of `RINGS` that a service names.
 pub fn ring_chunks(service: &ServiceValue) -> Range<u32> {
-    let len = match service.ring_len {
+    let len = match ring_slots(service) {
         0 | 1 => 0,
-        len => len.div_ceil(RING_CHUNK_SLOTS),
+        slots => slots.div_ceil(RING_CHUNK_SLOTS),
     };
     service.ring_base..service.ring_base.saturating_add(len)
 }

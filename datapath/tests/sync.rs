@@ -18,7 +18,9 @@ use model::{
     },
     spec::Protocol,
 };
-use node::{OTHER, Pins, SELF, VNI, endpoint, endpoint_addr, in_namespace, local, view, vtep};
+use node::{
+    OTHER, Pins, SELF, SERVICE, VNI, endpoint, endpoint_addr, in_namespace, local, view, vtep,
+};
 use swarmnet_datapath::{Datapath, DatapathError, HostPort, LocalState};
 
 /// Of TCP 8080, in `PORTS`.
@@ -507,6 +509,46 @@ fn ports_of_this_node_alone_lead_to_its_task() {
         view.endpoints.remove(&EndpointId(1));
         datapath.sync(&view, &local).unwrap();
         assert_eq!(rows(&datapath, &view), []);
+    });
+}
+
+/// By the second ring, which has the node's own alone, while one of them is active.
+#[test]
+fn new_flows_go_to_the_nodes_own_tasks_where_the_service_prefers_them() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.services.get_mut(&SERVICE).unwrap().policy.near_first = true;
+        for (id, node) in [(1, SELF), (2, SELF), (3, OTHER), (4, OTHER)] {
+            view.put(endpoint(id, node, Active));
+        }
+        let mut datapath = pins.open();
+        let shares = |datapath: &Datapath, view: &NodeView| -> Vec<f64> {
+            let rows = datapath.inspect_backends(view).unwrap();
+            rows.iter().map(|row| row.share.round()).collect()
+        };
+        let choices = |datapath: &Datapath, view: &NodeView| -> Vec<String> {
+            let services = datapath.inspect_services(view).unwrap();
+            let vips = datapath.inspect_vips(view).unwrap();
+            let services = services.into_iter().map(|row| row.choice);
+            services
+                .chain(vips.into_iter().map(|row| row.choice))
+                .collect()
+        };
+        let local = local(&[1, 2]);
+        datapath.sync(&view, &local).unwrap();
+        assert_eq!(shares(&datapath, &view), [50.0, 50.0, 0.0, 0.0]);
+        assert_eq!(choices(&datapath, &view), ["local"; 3]);
+        assert!(datapath.sync(&view, &local).unwrap().is_unchanged());
+        view.put(endpoint(1, SELF, Draining));
+        datapath.sync(&view, &local).unwrap();
+        assert_eq!(shares(&datapath, &view), [0.0, 100.0, 0.0, 0.0]);
+        view.put(endpoint(2, SELF, Draining));
+        datapath.sync(&view, &local).unwrap();
+        assert_eq!(shares(&datapath, &view), [0.0, 0.0, 50.0, 50.0]);
+        assert_eq!(choices(&datapath, &view), ["spread"; 3]);
+        drop(datapath);
+        let mut datapath = pins.open();
+        assert!(datapath.sync(&view, &local).unwrap().is_unchanged());
     });
 }
 

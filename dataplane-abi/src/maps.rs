@@ -135,7 +135,7 @@ map_types! {
     ServiceValue: 40 {
         /// First chunk of the ring in `RINGS`. Not read when `ring_len` is 0 or 1.
         ring_base: u32,
-        /// Slots: 0 is no backend, 1 is one backend without a ring, else at most
+        /// Slots of the ring that all nodes share: 0 is no backend, 1 is one backend without a ring, else at most
         /// [`RING_LEN_MAX`].
         ring_len: u32,
         /// First backend in `BACKENDS`; slots of the ring count from it.
@@ -369,7 +369,8 @@ map_types! {
 /// service that names it; the agent reuses chunks only after every reader is gone.
 ///
 /// A slot holds two indexes relative to `backend_base`: `now` in the low half, `before` in the high
-/// half (the owner before the last change, equal to `now` when there was none).
+/// half (the owner before the last change, equal to `now` when there was none). With [`SERVICE_NEAR`]
+/// there are twice as many.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct RingChunk {
@@ -411,6 +412,18 @@ impl ServiceValue {
             0 => flow_hash(tuple, seed),
             _ => client_hash(tuple.src, seed),
         }
+    }
+
+    /// Whether a packet that comes in here goes to one of the node's own backends before all others.
+    #[inline(always)]
+    pub const fn is_near(&self, is_established: bool) -> bool {
+        self.takes_near_flows() || self.flags & SERVICE_NEAR != 0 && is_established
+    }
+
+    /// Whether new flows do.
+    #[inline(always)]
+    pub const fn takes_near_flows(&self) -> bool {
+        self.flags & (SERVICE_NEAR | SERVICE_NEAR_DRAINS) == SERVICE_NEAR
     }
 
     /// Port in the task of what was sent to `port`.
@@ -507,6 +520,12 @@ pub const SERVICE_AFFINITY: u32 = 2;
 /// `ServiceValue::flags`: published on this node alone. The programs do not care; `inspect` and `trace`
 /// say so.
 pub const SERVICE_OF_NODE: u32 = 4;
+/// `ServiceValue::flags`: new flows go to this node's own backends first. The ring is followed by one
+/// of the same length, of those alone; flows that exist may be by either.
+pub const SERVICE_NEAR: u32 = 8;
+/// `ServiceValue::flags`, beside [`SERVICE_NEAR`]: those of this node drain, so new flows go by the ring
+/// that all nodes share.
+pub const SERVICE_NEAR_DRAINS: u32 = 16;
 
 /// How old `last_seen` gets before a packet renews it: the entry's cache line stays clean.
 pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;

@@ -7,37 +7,33 @@ use dataplane_abi::{
     DOUBT_TRIES, NodeConfig, PEER_RETURNING, PEER_SUSPECTED, RingSlot, ServiceValue, hash::nth_hash,
 };
 
-use crate::{maps::PEERS, packet::Packet, service};
+use crate::{maps::PEERS, service};
 
-/// Which nodes new flows avoid.
-pub const AVOIDED_BY_NEW: u32 = PEER_SUSPECTED;
+/// Which nodes new flows avoid, by their `PEER_*`.
+const AVOIDED_BY_NEW: u32 = PEER_SUSPECTED;
 /// And packets of flows that may have begun at another one's while a node did not answer. They find
 /// the way back to it, if they are its own, as all packets of flows that are not known do
 /// ([`crate::owner`]).
 const AVOIDED_BY_ESTABLISHED: u32 = PEER_SUSPECTED | PEER_RETURNING;
 
-/// Which nodes the packet avoids, by their `PEER_*`.
-#[inline(always)]
-pub fn avoided_by(packet: &Packet) -> u32 {
-    match packet.is_established() {
-        true => AVOIDED_BY_ESTABLISHED,
-        false => AVOIDED_BY_NEW,
-    }
-}
-
-/// The index of the backend for `hash`, whose slot is `slot`: the first of its choices whose node is
-/// not `avoided`. Of who has none of those, the slot's.
+/// The index of the backend for `hash`, whose slot is `slot`: the first of its choices whose node does
+/// not have to be avoided. Of who has none of those, and of the node's own where these come first, the
+/// slot's.
 #[inline(always)]
 pub fn choice(
     config: &NodeConfig,
     service: &ServiceValue,
     hash: u32,
     slot: RingSlot,
-    avoided: u32,
+    is_established: bool,
 ) -> u16 {
-    if config.doubted == 0 || service.ring_len <= 1 {
+    if config.doubted == 0 || service.ring_len <= 1 || service.is_near(is_established) {
         return slot.now;
     }
+    let avoided = match is_established {
+        true => AVOIDED_BY_ESTABLISHED,
+        false => AVOIDED_BY_NEW,
+    };
     search(service, hash, slot.now.into(), avoided) as u16
 }
 

@@ -9,6 +9,7 @@ use dataplane_abi::{
 use crate::{
     doubt,
     maps::{ADDRESSED, FRONTENDS, NODE_ADDRS, PORTS},
+    owner::Hop,
     packet::{Bytes, ETHERTYPE_IPV4, Packet},
     service,
 };
@@ -36,13 +37,19 @@ impl Entry {
         is_node_addr(packet.dst).then_some(Self { packet, service })
     }
 
+    /// How a packet comes to a backend of this node.
+    #[inline(always)]
+    pub fn hop(&self) -> Hop {
+        Hop::at_entry(self.service)
+    }
+
     /// Where the packet goes.
     #[inline(always)]
     pub fn backend(&self, config: &NodeConfig) -> Result<&'static BackendValue, DropReason> {
         let hash = service::hash(self.service, &self.packet, config.ring_seed);
-        let slot = service::slot(self.service, hash)?;
-        let avoided = doubt::avoided_by(&self.packet);
-        let index = doubt::choice(config, self.service, hash, slot, avoided);
+        let is_established = self.packet.is_established();
+        let slot = service::entry_slot(self.service, hash, is_established)?;
+        let index = doubt::choice(config, self.service, hash, slot, is_established);
         let backend = service::backend(self.service, index)?;
         if self.packet.is_syn() && !service::takes_new_flows(backend) {
             return Err(DropReason::NoBackend);

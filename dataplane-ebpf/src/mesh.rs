@@ -36,7 +36,7 @@ pub struct Arrival {
 /// Delivers a packet for a published port to a task of this node, or hands it on to who may have its
 /// flow. The packet is as it came when this fails.
 #[inline(always)]
-pub fn deliver(
+pub fn deliver<const AT_ENTRY: bool>(
     skb: Skb,
     config: &NodeConfig,
     packet: &Packet,
@@ -52,7 +52,9 @@ pub fn deliver(
         if admission != Admission::Unknown || !packet.is_established() {
             break;
         }
-        let (owner, hop) = owner::find(config, packet, published, arrival);
+        let (owner, hop) = owner::find::<AT_ENTRY>(config, packet, published, arrival);
+        // Whichever it is, the verifier walks what follows once.
+        let hop = hop.plus(skb.unknown_zero());
         if !hop.goes_on() {
             is_undecided = hop.is_undecided();
             break;
@@ -68,7 +70,7 @@ pub fn deliver(
         }
         // As if it had come from another node.
         arrival.endpoint = owner.endpoint;
-        arrival.hop = hop.plus(skb.unknown_zero());
+        arrival.hop = hop;
         local = self::local(owner.endpoint);
         (admission, client_port) = admit(skb, packet, published, local, arrival)?;
     }
@@ -237,7 +239,7 @@ pub fn hand_on(
     arrival: Arrival,
 ) -> Result<Verdict, DropReason> {
     too_big::check(skb, config, packet)?;
-    if arrival.hop != Hop::FORWARD {
+    if !matches!(arrival.hop, Hop::FORWARD | Hop::NEAR) {
         // Nodes whose rings differ for a moment must not pass it round for ever.
         let ttl = routed_ttl(packet)?;
         skb.set_ip(packet, packet.src, packet.dst, ttl)?;

@@ -12,7 +12,7 @@ use crate::{
     entry::{self, Entry},
     flow::{self, Visit},
     mesh::{self, Arrival},
-    owner::{self, Hop},
+    owner,
     packet::{Bytes, ETHERTYPE_IPV4, Mac, PROTO_ICMP, Packet},
     quote::{End, Quote},
     redirect,
@@ -55,15 +55,15 @@ impl Found {
         let arrival = Arrival {
             endpoint: backend.endpoint,
             entry: Be32::ZERO,
-            hop: Hop::FORWARD,
+            hop: self.entry.hop(),
         };
-        deliver(skb, config, &self.packet, arrival)
+        deliver::<true>(skb, config, &self.packet, arrival)
     }
 }
 
 /// At a node that may have the flow: to the task, or on to whom else may have it.
 #[inline(always)]
-pub fn deliver(
+pub fn deliver<const AT_ENTRY: bool>(
     skb: Skb,
     config: &NodeConfig,
     packet: &Packet,
@@ -75,7 +75,7 @@ pub fn deliver(
         .ok_or(DropReason::NotPublished)?;
     let mut task = task(skb, &asked, published, arrival, arrival.endpoint);
     if task.is_none() && asked.is_established() {
-        let (owner, hop) = owner::find(config, &asked, published, arrival);
+        let (owner, hop) = owner::find::<AT_ENTRY>(config, &asked, published, arrival);
         if hop.goes_on() {
             if !owner.vtep.is_zero() {
                 return mesh::hand_on(skb, config, packet, owner, hop, arrival);

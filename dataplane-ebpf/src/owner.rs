@@ -1,11 +1,11 @@
 //! Who may have an established flow that is not known where its packet was sent.
 
 use dataplane_abi::{
-    BackendValue, Be32, NodeConfig, PinKey, ServiceValue,
+    BackendValue, Be32, NodeConfig, PinKey, PinValue, SERVICE_NEAR, ServiceValue,
     net::mesh_mac::{Kind, SEARCH_HOPS_MAX},
 };
 
-use crate::{maps::PINS, mesh::Arrival, packet::Packet, service};
+use crate::{flow, maps::PINS, mesh::Arrival, packet::Packet, service};
 
 /// Who may have a flow.
 #[derive(Clone, Copy)]
@@ -20,6 +20,14 @@ impl Owner {
         endpoint: 0,
         vtep: Be32::ZERO,
     };
+
+    #[inline(always)]
+    fn pinned(pin: &PinValue) -> Self {
+        Self {
+            endpoint: pin.endpoint,
+            vtep: pin.vtep,
+        }
+    }
 
     #[inline(always)]
     fn of(backend: &BackendValue) -> Self {
@@ -40,12 +48,28 @@ impl Hop {
     const SECOND: Self = Self(1);
     /// After a pin led nowhere.
     const LAST: Self = Self(2);
+    /// At the entry itself: to one of the node's own, which the service prefers, and not by the ring
+    /// that all nodes share.
+    pub const NEAR: Self = Self(4);
     /// Among nodes whose rings differ, as the last one.
-    const SEARCH_LAST: Self = Self(3);
+    const SEARCH_LAST: Self = Self(8);
     /// All who could have the flow were asked.
     const NOBODY: Self = Self(32);
     /// As far as this node can tell, but its ring and the sender's differ.
     const UNDECIDED: Self = Self(33);
+    /// As the ring that all nodes share would have sent it. A number and no `Option`, whose content the
+    /// compiler spills when there is none ("R1 !read_ok", Linux 6.18).
+    const AS_SHARED: Self = Self(34);
+
+    /// To a backend of the entry itself.
+    #[inline(always)]
+    pub fn at_entry(service: &ServiceValue) -> Self {
+        const {
+            assert!(Self::NEAR.0 == SERVICE_NEAR >> 1 && Self::FORWARD.0 == 0);
+        }
+        // No branch: the verifier would follow all of delivery for either.
+        Self((service.flags & SERVICE_NEAR) >> 1)
+    }
 
     #[inline(always)]
     pub fn of(kind: Kind) -> Self {
@@ -67,6 +91,7 @@ impl Hop {
     #[inline(always)]
     pub fn mac(self, endpoint: u32) -> [u8; 6] {
         let kind = match self {
+            Self::FORWARD => Kind::Forward,
             Self::SECOND => Kind::SecondHop,
             Self::LAST => Kind::Last,
             hop => Kind::Search((hop.0 - Self::SEARCH_LAST.0) as u8),
@@ -110,7 +135,8 @@ impl Hop {
 }
 
 /// Whom to ask next for a flow that `arrival.endpoint` does not have, and how: whom the flow's pin
-/// names; else from the slot's owner of now the one before.
+/// names; else from the slot's owner of now the one before. From one of the entry's own, which the
+/// service prefers, another that is here and pinned; else the slot's owner, as if that had been first.
 ///
 /// Nodes learn of a change one after the other, and may skip some. A packet that did not come where
 /// this node's ring would have sent it was sent by another ring: then its owners are asked too, and
@@ -118,21 +144,31 @@ impl Hop {
 ///
 /// A pin may be older than the connection, and nodes need not agree on it. So each hop is of a later kind
 /// than the one before, forward, second, last or search, or leaves fewer: no packet goes round.
+///
+/// `AT_ENTRY` is for the verifier: only there are hops near.
 #[inline(always)]
-pub fn find(
+pub fn find<const AT_ENTRY: bool>(
     config: &NodeConfig,
     packet: &Packet,
     published: &ServiceValue,
     arrival: Arrival,
 ) -> (Owner, Hop) {
+    let mut arrival = arrival;
+    if AT_ENTRY && arrival.hop == Hop::NEAR {
+        let (owner, hop) = find_near(config, packet, published, arrival);
+        if hop != Hop::AS_SHARED {
+            return (owner, hop);
+        }
+        arrival.hop = Hop::FORWARD;
+    }
     if arrival.hop == Hop::LAST {
         return (Owner::NOBODY, Hop::NOBODY);
     }
     let pin = pin(packet);
-    if let Some(owner) = pin
-        && owner.endpoint != arrival.endpoint
+    if let Some(pin) = pin
+        && pin.endpoint != arrival.endpoint
     {
-        return (owner, arrival.hop.by_pin());
+        return (Owner::pinned(pin), arrival.hop.by_pin());
     }
     let Some([now, before]) = owners(config, packet, published) else {
         return (Owner::NOBODY, Hop::NOBODY);
@@ -154,6 +190,42 @@ pub fn find(
     (if at_now { before } else { now }, arrival.hop.search())
 }
 
+/// From one of the entry's own: another that is here and pinned, or the slot's owner, as if that had
+/// been first; [`Hop::AS_SHARED`] from the slot's owner itself. While this node's own pins are not
+/// written, it begins a search, as no other node must refuse what a task here may have.
+#[inline(always)]
+fn find_near(
+    config: &NodeConfig,
+    packet: &Packet,
+    published: &ServiceValue,
+    arrival: Arrival,
+) -> (Owner, Hop) {
+    let Some([now, before]) = owners(config, packet, published) else {
+        return (Owner::NOBODY, Hop::AS_SHARED);
+    };
+    let at_now = now.endpoint == arrival.endpoint;
+    let pin = pin(packet);
+    if let Some(pin) = pin
+        && pin.endpoint != arrival.endpoint
+        && pin.vtep.is_zero()
+        && !at_now
+    {
+        return (Owner::pinned(pin), Hop::NEAR);
+    }
+    let is_settled = flow::now() >= config.unsettled_until;
+    if !at_now {
+        let search = arrival.hop.search();
+        return (now, if is_settled { Hop::FORWARD } else { search });
+    }
+    if is_settled || pin.is_some() {
+        return (now, Hop::AS_SHARED);
+    }
+    if before.endpoint == arrival.endpoint {
+        return (now, Hop::UNDECIDED);
+    }
+    (before, arrival.hop.search())
+}
+
 /// The slot's owners, of now and before.
 #[inline(always)]
 fn owners(config: &NodeConfig, packet: &Packet, published: &ServiceValue) -> Option<[Owner; 2]> {
@@ -166,11 +238,11 @@ fn owners(config: &NodeConfig, packet: &Packet, published: &ServiceValue) -> Opt
 
 #[inline(always)]
 pub fn is_pinned_elsewhere(packet: &Packet, endpoint: u32) -> bool {
-    pin(packet).is_some_and(|owner| owner.endpoint != endpoint)
+    pin(packet).is_some_and(|pin| pin.endpoint != endpoint)
 }
 
 #[inline(always)]
-fn pin(packet: &Packet) -> Option<Owner> {
+fn pin(packet: &Packet) -> Option<&'static PinValue> {
     let key = PinKey {
         client: packet.src,
         node_addr: packet.dst,
@@ -181,9 +253,5 @@ fn pin(packet: &Packet) -> Option<Owner> {
         _pad2: 0,
     };
     // SAFETY: a value removed meanwhile is not reused before this CPU has long read it.
-    let pin = unsafe { PINS.get(key) }?;
-    Some(Owner {
-        endpoint: pin.endpoint,
-        vtep: pin.vtep,
-    })
+    unsafe { PINS.get(key) }
 }

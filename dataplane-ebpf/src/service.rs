@@ -28,19 +28,45 @@ pub fn hash(service: &ServiceValue, packet: &Packet, seed: u64) -> u32 {
 /// The ring's slot of a flow.
 #[inline(always)]
 pub fn slot(service: &ServiceValue, hash: u32) -> Result<RingSlot, DropReason> {
-    let raw = match service.ring_len {
-        0 => return Err(DropReason::NoBackend),
-        1 => service.single,
-        len => {
-            let slot = ring_slot(hash, len);
-            let chunk = RINGS
-                .get_ptr(service.ring_base + slot / RING_CHUNK_SLOTS)
-                .ok_or(DropReason::NoBackend)?;
-            let place = (slot % RING_CHUNK_SLOTS) as usize;
-            // SAFETY: the remainder is inside of the chunk; map values outlive the program's run.
-            unsafe { *(&raw const (*chunk).slots).cast::<u32>().add(place) }
-        }
-    };
+    match service.ring_len {
+        0 => Err(DropReason::NoBackend),
+        1 => Ok(RingSlot::from_raw(service.single)),
+        len => slot_at(service, ring_slot(hash, len)),
+    }
+}
+
+/// The slot by which a packet enters: among the node's own backends where the service prefers those,
+/// else the ring's.
+#[inline(always)]
+pub fn entry_slot(
+    service: &ServiceValue,
+    hash: u32,
+    is_established: bool,
+) -> Result<RingSlot, DropReason> {
+    // Only then, as there are no two rings of one slot.
+    if service.is_near(is_established) {
+        return near_slot(service, hash);
+    }
+    slot(service, hash)
+}
+
+/// The flow's slot among the node's own backends, if they have some.
+#[inline(always)]
+pub fn near_slot(service: &ServiceValue, hash: u32) -> Result<RingSlot, DropReason> {
+    slot_at(
+        service,
+        ring_slot(hash, service.ring_len) + service.ring_len,
+    )
+}
+
+#[inline(always)]
+fn slot_at(service: &ServiceValue, slot: u32) -> Result<RingSlot, DropReason> {
+    let chunk = RINGS
+        .get_ptr(service.ring_base + slot / RING_CHUNK_SLOTS)
+        .ok_or(DropReason::NoBackend)?;
+    let place = (slot % RING_CHUNK_SLOTS) as usize;
+    // SAFETY: the remainder is inside of the chunk; map values outlive the program's run.
+    let raw = unsafe { *(&raw const (*chunk).slots).cast::<u32>().add(place) };
     Ok(RingSlot::from_raw(raw))
 }
 

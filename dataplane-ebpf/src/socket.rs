@@ -183,9 +183,9 @@ fn frontend(netns: &NetnsValue, addr: Be32, port: Be16, proto: u8) -> Option<Fro
 
 #[inline(always)]
 fn choose(service: &ServiceValue, hash: u32) -> Result<&'static BackendValue, DropReason> {
-    let slot = service::slot(service, hash)?;
+    let slot = service::entry_slot(service, hash, false)?;
     let index = match service::config() {
-        Ok(config) => doubt::choice(config, service, hash, slot, doubt::AVOIDED_BY_NEW),
+        Ok(config) => doubt::choice(config, service, hash, slot, false),
         Err(_) => slot.now,
     };
     let backend = service::backend(service, index)?;

@@ -10,7 +10,6 @@ use crate::{
     guard,
     mesh::{self, Arrival},
     mesh_error,
-    owner::Hop,
     packet::{Bytes, ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, Packet},
     service,
     skb::{Skb, Verdict},
@@ -41,7 +40,7 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
     let mut arrival = Arrival {
         endpoint: 0,
         entry: Be32::ZERO,
-        hop: Hop::FORWARD,
+        hop: entry.hop(),
     };
     enter(skb, config, &entry, &mut arrival).or_else(|reason| {
         mesh::refuse(
@@ -110,5 +109,5 @@ fn enter(
         return mesh::forward(skb, config, &entry.packet, backend);
     }
     arrival.endpoint = backend.endpoint;
-    mesh::deliver(skb, config, &entry.packet, entry.service, *arrival)
+    mesh::deliver::<true>(skb, config, &entry.packet, entry.service, *arrival)
 }

@@ -102,10 +102,10 @@ fn mesh(
         hop: Hop::of(kind).plus(zero),
     };
     if packet.proto == PROTO_ICMP {
-        return mesh_error::deliver(skb, config, packet, arrival);
+        return mesh_error::deliver::<false>(skb, config, packet, arrival);
     }
     let published = entry::published(packet.dst, packet.dst_port, packet.proto, SIDE_PACKETS)
         .ok_or(DropReason::NotPublished)?;
-    mesh::deliver(skb, config, packet, published, arrival)
+    mesh::deliver::<false>(skb, config, packet, published, arrival)
         .or_else(|reason| mesh::refuse(ProgramId::TcVxlan, skb, config, packet, arrival, reason))
 }

@@ -69,9 +69,9 @@ pub fn outbound(
         return into_self(skb, packet, packet.dst, veth.addr, veth);
     }
 
-    let backend = service::slot(vip, service::hash(vip, packet, config.ring_seed))
-        .and_then(|slot| backend_of_flow(veth, packet, vip, slot));
-    let chosen = backend.and_then(|chosen| {
+    let hash = service::hash(vip, packet, config.ring_seed);
+    let chosen = backend_of_flow(veth, packet, vip, hash);
+    let chosen = chosen.and_then(|chosen| {
         if !chosen.backend.vtep.is_zero() {
             too_big::check(skb, config, packet)?;
         }
@@ -168,15 +168,22 @@ struct Chosen {
 }
 
 /// The backend that has the flow: the ring's, or for a connection from before the last change the
-/// one before.
+/// one before; where the service prefers the node's own, those first.
 #[inline(always)]
 fn backend_of_flow(
     veth: &VethValue,
     packet: &Packet,
     vip: &ServiceValue,
-    slot: RingSlot,
+    hash: u32,
 ) -> Result<Chosen, DropReason> {
-    let backend = service::backend(vip, slot.now)?;
+    let slot = service::slot(vip, hash)?;
+    let near = near_or(vip, hash, slot)?;
+    let first = if vip.takes_near_flows() {
+        near.now
+    } else {
+        slot.now
+    };
+    let backend = service::backend(vip, first)?;
     let mut key = flow_key(veth.vni, packet.src, packet.src_port, backend.addr, packet);
     let seat = find(&mut key, packet);
     if let Seated::Own(flow) = seat
@@ -189,16 +196,21 @@ fn backend_of_flow(
             opens_flow: false,
         });
     }
-    if packet.is_established() && slot.before != slot.now {
-        let before = service::backend(vip, slot.before)?;
-        let mut key = flow_key(veth.vni, packet.src, packet.src_port, before.addr, packet);
-        if let Seated::Own(flow) = find(&mut key, packet) {
-            touch(flow);
-            return Ok(Chosen {
-                backend: before,
-                client_port: key.client_port,
-                opens_flow: false,
-            });
+    if packet.is_established() {
+        for other in [slot.before, near.now, near.before, slot.now] {
+            if other == first {
+                continue;
+            }
+            let other = service::backend(vip, other)?;
+            let mut key = flow_key(veth.vni, packet.src, packet.src_port, other.addr, packet);
+            if let Seated::Own(flow) = find(&mut key, packet) {
+                touch(flow);
+                return Ok(Chosen {
+                    backend: other,
+                    client_port: key.client_port,
+                    opens_flow: false,
+                });
+            }
         }
     }
     // The backend could not tell the two flows apart. The later SYN wins.
@@ -233,6 +245,15 @@ fn backend_of_flow(
         client_port: key.client_port,
         opens_flow: true,
     })
+}
+
+/// The flow's slot among the node's own backends where the service prefers those, or else `slot`.
+#[inline(always)]
+fn near_or(vip: &ServiceValue, hash: u32, slot: RingSlot) -> Result<RingSlot, DropReason> {
+    if vip.is_near(true) {
+        return service::near_slot(vip, hash);
+    }
+    Ok(slot)
 }
 
 /// Who has a flow's place in the table.
@@ -340,10 +361,14 @@ pub fn known_backend(
     packet: &Packet,
     vip: &ServiceValue,
 ) -> Known {
-    let Ok(slot) = service::slot(vip, service::hash(vip, packet, config.ring_seed)) else {
+    let hash = service::hash(vip, packet, config.ring_seed);
+    let Ok(slot) = service::slot(vip, hash) else {
         return Known::NOBODY;
     };
-    for index in [slot.now, slot.before] {
+    let Ok(near) = near_or(vip, hash, slot) else {
+        return Known::NOBODY;
+    };
+    for index in [slot.now, slot.before, near.now, near.before] {
         let Ok(backend) = service::backend(vip, index) else {
             return Known::NOBODY;
         };

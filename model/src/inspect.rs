@@ -28,6 +28,7 @@ pub struct VipRow {
     pub service: String,
     pub active: usize,
     pub draining: usize,
+    pub choice: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,9 @@ pub struct ServiceRow {
     /// `*:8080/tcp -> 80`, with `(this node)` when it is so published there alone, or `10.0.1.2 (my-net)`.
     pub frontend: String,
     pub backends: usize,
+    /// Whom new flows go to on this node: `spread`, or `local` while it has active tasks that are
+    /// preferred, and `client-ip` with affinity.
+    pub choice: String,
     /// Slots of the Maglev ring; 1 for a single backend without a ring.
     pub ring_len: u32,
     /// XXH3 over the endpoint ids of the ring: equal on all nodes.
@@ -78,7 +82,7 @@ pub struct BackendRow {
     pub endpoint: u32,
     pub node: String,
     pub state: String,
-    /// Share of the ring in per cent.
+    /// Share of this node's new flows, in per cent.
     pub share: f64,
     /// Counted at the backend's node; zero elsewhere.
     pub packets: u64,

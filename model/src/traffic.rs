@@ -10,6 +10,7 @@ use crate::spec::{Labels, Protocol};
 pub const PREFIX: &str = "swarmnet.";
 pub const RETURN: &str = "swarmnet.return";
 pub const AFFINITY: &str = "swarmnet.affinity";
+pub const PREFER: &str = "swarmnet.prefer";
 pub const WEIGHT: &str = "swarmnet.weight";
 /// Followed by `PORT/PROTOCOL`.
 pub const PUBLISH: &str = "swarmnet.publish.";
@@ -36,6 +37,9 @@ pub struct Policy {
     pub direct_return: bool,
     /// A client's flows all go to one backend.
     pub affinity: bool,
+    /// New flows go to tasks of the node where they come in, as long as one there is active.
+    #[serde(default)]
+    pub near_first: bool,
 }
 
 /// A label that says nothing, or nothing that we know.
@@ -48,8 +52,8 @@ pub enum TrafficError {
         known: &'static str,
     },
     #[error(
-        "label {0} is not one of swarmnet.return, swarmnet.affinity, swarmnet.weight and \
-         swarmnet.publish.PORT/PROTOCOL; change or remove it"
+        "label {0} is not one of swarmnet.return, swarmnet.affinity, swarmnet.prefer, \
+         swarmnet.weight and swarmnet.publish.PORT/PROTOCOL; change or remove it"
     )]
     Unknown(String),
 }
@@ -84,6 +88,13 @@ impl Traffic {
                     "client-ip" => true,
                     "none" => false,
                     _ => return Err(wrong("client-ip or none")),
+                }
+            }
+            PREFER => {
+                self.policy.near_first = match value {
+                    "local" => true,
+                    "spread" => false,
+                    _ => return Err(wrong("spread or local")),
                 }
             }
             WEIGHT => {
@@ -166,6 +177,7 @@ mod tests {
         let traffic = of(&[
             ("swarmnet.return", "dsr"),
             ("swarmnet.affinity", "client-ip"),
+            ("swarmnet.prefer", "local"),
             ("swarmnet.weight", "node.labels.cores"),
             (
                 "swarmnet.publish.8080/tcp",
@@ -175,12 +187,17 @@ mod tests {
         ])
         .unwrap();
         assert!(traffic.policy.direct_return && traffic.policy.affinity);
+        assert!(traffic.policy.near_first);
         assert_eq!(traffic.weight.as_deref(), Some("cores"));
         assert_eq!(
             traffic.addresses[&(Protocol::Tcp, 8080)],
             [Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 0, 2, 1)]
         );
-        let default = of(&[("swarmnet.return", "tunnel"), ("swarmnet.affinity", "none")]);
+        let default = of(&[
+            ("swarmnet.return", "tunnel"),
+            ("swarmnet.affinity", "none"),
+            ("swarmnet.prefer", "spread"),
+        ]);
         assert_eq!(default, Ok(Traffic::default()));
     }
 
@@ -190,6 +207,7 @@ mod tests {
             ("swarmnet.return", "direct", "dsr or tunnel"),
             ("swarmnet.return", "", "dsr or tunnel"),
             ("swarmnet.affinity", "cookie", "client-ip or none"),
+            ("swarmnet.prefer", "near", "spread or local"),
             ("swarmnet.weight", "cores", "node.labels.NAME"),
             ("swarmnet.weight", "node.labels.", "node.labels.NAME"),
             ("swarmnet.retrun", "dsr", "change or remove it"),

@@ -257,6 +257,78 @@ fn thousand_ports_are_published_by_one_command() -> Result<()> {
     Ok(())
 }
 
+/// New connections go to tasks of the node where they come in, as long as it has some; those that exist
+/// stay where they are when such tasks come and go.
+#[test]
+fn a_nodes_own_tasks_come_first() -> Result<()> {
+    const OFTEN: usize = 20;
+    let cluster = Cluster::new()?;
+    let manager = cluster.node(1);
+    manager.cli(&["network", "create", "net"])?;
+    let options = ["-p", "8080:80", "--prefer", "local", "--network", "net"];
+    let tasks = cluster.serve("web", 2, &options)?;
+    cluster.settle()?;
+    let vip = (cluster.vip("web")?, 80);
+    let seen = |host: &lab::Host, to| -> Result<BTreeSet<String>> {
+        let answers = (0..OFTEN).map(|_| Ok(ask_tcp(host, to)?.task));
+        answers.collect()
+    };
+    let of_node = |tasks: &[swarmnet_tests::Task], number| -> BTreeSet<String> {
+        let here = tasks.iter().filter(|task| task.node == number);
+        here.map(|task| task.hostname.clone()).collect()
+    };
+    let all: BTreeSet<_> = tasks.iter().map(|task| task.hostname.clone()).collect();
+    let empty = (1..=3).find(|number| of_node(&tasks, *number).is_empty());
+    let empty = empty.context("two tasks on three nodes")?;
+    for (number, node) in (1..).zip(cluster.nodes()) {
+        let here = of_node(&tasks, number);
+        let (first, choice) = match number == empty {
+            true => (&all, "spread"),
+            false => (&here, "local"),
+        };
+        assert_eq!(&seen(cluster.client(), (node.addr(), 8080))?, first);
+        assert_eq!(&seen(node.host(), (node.addr(), 8080))?, first);
+        let rows = node.cli_json(&["inspect", "services"])?;
+        assert!(rows.iter().all(|row| row["choice"] == choice), "{rows:?}");
+    }
+    for task in &tasks {
+        let own = BTreeSet::from([task.hostname.clone()]);
+        assert_eq!(seen(&cluster.inside(task), vip)?, own);
+    }
+
+    let begin = |number: usize| {
+        let to = (cluster.node(number).addr(), 8080);
+        Conversation::begin(cluster.client(), to)
+    };
+    let mut open = Vec::new();
+    for number in [1, 2, 3] {
+        for _ in 0..8 {
+            open.push(begin(number)?);
+        }
+    }
+    manager.cli(&["service", "scale", "--detach", "web=3"])?;
+    let three = cluster.wait_running("web", 3)?;
+    wait_for("the new task to come first where it is", || {
+        let found = seen(cluster.client(), (cluster.node(empty).addr(), 8080))?;
+        Ok((found == of_node(&three, empty)).then_some(()))
+    })?;
+    for conversation in &mut open {
+        conversation.say("a task of the entry's own came")?;
+    }
+    open.push(begin(empty)?);
+    manager.cli(&["service", "scale", "--detach", "web=2"])?;
+    let left = wait_for("one task to go", || {
+        let left = cluster.tasks("web")?;
+        Ok((left.len() == 2).then_some(left))
+    })?;
+    cluster.settle()?;
+    let lives = |task: &String| left.iter().any(|left| left.hostname == *task);
+    for conversation in open.iter_mut().filter(|at| lives(&at.answer.task)) {
+        conversation.say("a task of the entry's own went")?;
+    }
+    Ok(())
+}
+
 /// With affinity one client finds one task, by every node; with weights, tasks get shares.
 #[test]
 fn tasks_are_chosen_as_the_service_says() -> Result<()> {

@@ -202,8 +202,9 @@ impl Inspected for DropRow {
 }
 
 impl Row for VipRow {
-    const HEADERS: &'static [&'static str] =
-        &["NETWORK", "VNI", "VIP", "SERVICE", "ACTIVE", "DRAINING"];
+    const HEADERS: &'static [&'static str] = &[
+        "NETWORK", "VNI", "VIP", "SERVICE", "ACTIVE", "DRAINING", "CHOICE",
+    ];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -213,6 +214,7 @@ impl Row for VipRow {
             self.service.clone(),
             self.active.to_string(),
             self.draining.to_string(),
+            self.choice.clone(),
         ]
     }
 
@@ -244,6 +246,7 @@ impl Row for ServiceRow {
         "SERVICE",
         "FRONTEND",
         "BACKENDS",
+        "CHOICE",
         "RING",
         "RING DIGEST",
         "PACKETS",
@@ -257,6 +260,7 @@ impl Row for ServiceRow {
             self.service.clone(),
             self.frontend.clone(),
             self.backends.to_string(),
+            self.choice.clone(),
             self.ring_len.to_string(),
             self.ring_digest.clone(),
             self.packets.to_string(),

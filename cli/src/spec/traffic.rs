@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use clap::Args;
-use model::traffic::{AFFINITY, RETURN, Traffic, WEIGHT};
+use model::traffic::{AFFINITY, PREFER, RETURN, Traffic, WEIGHT};
 
 type Labels = HashMap<String, String>;
 
@@ -17,6 +17,10 @@ pub struct TrafficFlags {
     /// Where a client's flows go: client-ip (all to one task) or none
     #[arg(long, value_name = "none|client-ip")]
     affinity: Option<String>,
+    /// Which tasks get new connections: spread (all alike) or local (those of the node where a
+    /// connection comes in, as long as it has any)
+    #[arg(long, value_name = "spread|local")]
+    prefer: Option<String>,
     /// What a task weighs: node.labels.NAME, a label of its node with a number from 1 to 100; empty
     /// for all alike
     #[arg(long, value_name = "node.labels.NAME")]
@@ -32,6 +36,7 @@ impl TrafficFlags {
         let flags = [
             (RETURN, &self.back),
             (AFFINITY, &self.affinity),
+            (PREFER, &self.prefer),
             (WEIGHT, &self.weight),
         ];
         for (label, value) in flags {

@@ -10,7 +10,9 @@ use std::{
     sync::Arc,
 };
 
-use dataplane_abi::{BackendValue, PortWord, RING_CHUNK_SLOTS, ServiceValue};
+use dataplane_abi::{
+    BackendValue, PortWord, RING_CHUNK_SLOTS, SERVICE_NEAR, SERVICE_NEAR_DRAINS, ServiceValue,
+};
 use model::ServiceId;
 use xxhash_rust::xxh3::Xxh3DefaultBuilder;
 
@@ -19,7 +21,7 @@ use crate::{
     desired::{FrontendSpec, Pool, Wanted},
     extent::Extents,
     ring::Ring,
-    tables::{Frontend, OverlayAddr, Port, Published, Tables, endpoints_of},
+    tables::{Frontend, OverlayAddr, Port, Published, Tables, endpoints_of, ring_slots},
 };
 
 /// What one entry serves: a VIP, or neighbouring ports.
@@ -85,7 +87,7 @@ impl Planner {
                 service: spec.service,
                 value: ServiceValue {
                     port_shift: spec.port_shift,
-                    flags: spec.flags,
+                    flags: spec.flags | value.flags,
                     ..value
                 },
             };
@@ -179,7 +181,22 @@ impl Planner {
         let old_endpoints = old_backends.as_deref().map(endpoints_of);
         let previous = old_slots.as_deref().zip(old_endpoints.as_deref());
         let previous = previous.map(|(slots, backends)| Ring { slots, backends });
-        let slots: Arc<[u32]> = self.builder.next(previous, &pool.members, seed).into();
+        let mut slots = self.builder.next(previous, &pool.members, seed);
+        let len = slots.len();
+        if let Some(near) = pool.near.as_ref().filter(|_| len > 1) {
+            let old_slots = had.and_then(|had| present.near_slots(had));
+            let previous = old_slots.as_deref().zip(old_endpoints.as_deref());
+            let previous = previous.map(|(slots, backends)| Ring { slots, backends });
+            let near = self.builder.next(previous, &near.members, seed);
+            slots.extend(near.iter().cycle().take(len));
+        }
+        let flags = match &pool.near {
+            Some(near) if slots.len() > len && near.drains => SERVICE_NEAR | SERVICE_NEAR_DRAINS,
+            Some(_) if slots.len() > len => SERVICE_NEAR,
+            _ => 0,
+        };
+        let slots: Arc<[u32]> = slots.into();
+        let old_slots = had.and_then(|had| present.all_slots(had));
 
         let backend_base = match had.filter(|_| old_backends.as_deref() == Some(&*pool.backends)) {
             Some(had) => had.backend_base,
@@ -190,11 +207,12 @@ impl Planner {
             None => contents.ring(&slots, &mut self.rings, draft)?,
         };
         Ok(ServiceValue {
-            ring_base: if slots.len() > 1 { ring_base } else { 0 },
-            ring_len: slots.len() as u32,
+            ring_base: if len > 1 { ring_base } else { 0 },
+            ring_len: len as u32,
             backend_base,
             backend_count: pool.backends.len() as u32,
-            single: if slots.len() == 1 { slots[0] } else { 0 },
+            single: if len == 1 { slots[0] } else { 0 },
+            flags,
             ..ServiceValue::default()
         })
     }
@@ -287,7 +305,7 @@ impl Words {
 #[derive(PartialEq, Eq, Hash)]
 struct Situation {
     pool: *const Pool,
-    had: Option<[u32; 5]>,
+    had: Option<[u32; 6]>,
 }
 
 impl Situation {
@@ -301,6 +319,7 @@ impl Situation {
                     had.single,
                     had.backend_base,
                     had.backend_count,
+                    had.flags & SERVICE_NEAR,
                 ]
             }),
         }
@@ -344,7 +363,7 @@ impl<'a> Contents<'a> {
         let present = self.present;
         let known = self.rings.take().unwrap_or_else(|| {
             let ring = |of: &ServiceValue| {
-                let slots = present.rings.get(&(of.ring_base, of.ring_len))?;
+                let slots = present.rings.get(&(of.ring_base, ring_slots(of)))?;
                 Some((Arc::clone(slots), of.ring_base))
             };
             self.services().filter_map(ring).collect()

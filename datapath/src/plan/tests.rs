@@ -20,7 +20,7 @@ use crate::{
     desired::Desired,
     local::{Doubt, HostPort, LocalState, LocalTask, LocalVeth},
     recorded::Recorded,
-    tables::{Port, Published, backend_range},
+    tables::{Port, Published, backend_range, ring_slots},
 };
 
 /// The kernel's side.
@@ -43,13 +43,12 @@ impl Kernel {
         }));
         for service in tables.services.values() {
             if (2..=RING_LEN_MAX).contains(&service.ring_len) {
+                let len = ring_slots(service);
                 let chunks = ring_chunks(service);
                 let slots =
                     chunks.flat_map(|chunk| self.chunks.get(&chunk).copied().unwrap_or([0; 256]));
-                let slots: Vec<u32> = slots.take(service.ring_len as usize).collect();
-                tables
-                    .rings
-                    .insert((service.ring_base, service.ring_len), slots.into());
+                let slots: Vec<u32> = slots.take(len as usize).collect();
+                tables.rings.insert((service.ring_base, len), slots.into());
             }
             if service.backend_count == 0 {
                 continue;

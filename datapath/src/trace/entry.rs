@@ -2,7 +2,7 @@
 
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropReason, FlowKey, FlowValue, LocalEndpoint,
-    NodeConfig, PinValue, SERVICE_DIRECT_RETURN, SERVICE_OF_NODE, SIDE_PACKETS, ServiceValue,
+    NodeConfig, SERVICE_DIRECT_RETURN, SERVICE_NEAR, SERVICE_OF_NODE, SIDE_PACKETS, ServiceValue,
     net::{
         mesh_mac::{Kind, SEARCH_HOPS_MAX},
         task_mac,
@@ -20,38 +20,42 @@ enum Admission {
     Unknown,
 }
 
-/// Who is asked for a flow that is not known, and as what; `owner::find` of the programs.
+/// Who is asked for a flow that is not known.
+struct Owner {
+    endpoint: u32,
+    vtep: Be32,
+}
+
+/// `owner::Hop`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hop {
+    Forward,
+    Second,
+    Last,
+    Near,
+    Search(u8),
+}
+
+impl Hop {
+    /// The next in a search; `None` after the last.
+    fn search(self) -> Option<Self> {
+        match self {
+            Self::Search(0) => None,
+            Self::Search(left) => Some(Self::Search(left - 1)),
+            _ => Some(Self::Search(SEARCH_HOPS_MAX)),
+        }
+    }
+}
+
+/// Whom `owner::find` names.
 enum Next {
-    Ask {
-        endpoint: u32,
-        vtep: Be32,
-        hop: Kind,
-    },
+    Owner(Owner, Hop),
     Nobody,
-    /// As far as this node can tell, but another one sent the packet by another ring.
+    /// Nobody, as far as this node can tell.
     Undecided,
 }
 
-impl Next {
-    fn ask(backend: &BackendValue, hop: Kind) -> Self {
-        Self::Ask {
-            endpoint: backend.endpoint,
-            vtep: backend.vtep,
-            hop,
-        }
-    }
-
-    /// The next of a search.
-    fn search(backend: &BackendValue, hop: Kind) -> Self {
-        match hop {
-            Kind::Search(0) => Self::Undecided,
-            Kind::Search(left) => Self::ask(backend, Kind::Search(left - 1)),
-            _ => Self::ask(backend, Kind::Search(SEARCH_HOPS_MAX)),
-        }
-    }
-}
-
-/// How many further owners on this node are asked for an established flow.
+/// `mesh::OWNERS_HERE_MAX`.
 const OWNERS_HERE_MAX: u32 = 3;
 
 impl<L: Lookup> Trail<'_, L> {
@@ -78,7 +82,10 @@ impl<L: Lookup> Trail<'_, L> {
             backends: service.backend_count,
             of_node: service.flags & SERVICE_OF_NODE != 0,
         });
-        let slot = self.slot(&service, config.ring_seed)?;
+        let slot = match service.is_near(self.probe.is_established()) {
+            true => self.near_slot(&service, config.ring_seed)?,
+            false => self.slot(&service, config.ring_seed)?,
+        };
         let choice = self.doubt_choice(&config, &service, slot);
         let backend = self.backend(&service, choice)?;
         let is_active = backend.state == BACKEND_ACTIVE;
@@ -99,7 +106,11 @@ impl<L: Lookup> Trail<'_, L> {
             }));
             return Ok(self.tunnelled(&config, Kind::Forward, backend.endpoint, backend.vtep));
         }
-        self.deliver(&config, &service, backend.endpoint, now)
+        let hop = match service.flags & SERVICE_NEAR {
+            0 => Hop::Forward,
+            _ => Hop::Near,
+        };
+        self.deliver(&config, &service, backend.endpoint, hop, now)
     }
 
     /// To another node, as it is.
@@ -123,37 +134,33 @@ impl<L: Lookup> Trail<'_, L> {
         config: &NodeConfig,
         service: &ServiceValue,
         mut endpoint: u32,
+        mut hop: Hop,
         now: u64,
     ) -> Result<Outcome, DropReason> {
-        let mut hop = Kind::Forward;
         let mut local = self.local(endpoint);
         let (mut admission, mut client_port) = self.admit(service, endpoint, local, now)?;
         let mut is_undecided = false;
+        let is_settled = now >= config.unsettled_until;
         for _ in 0..OWNERS_HERE_MAX {
             if admission != Admission::Unknown || !self.probe.is_established() {
                 break;
             }
-            match self.next_owner(config, service, endpoint, hop) {
-                Next::Ask {
-                    endpoint,
-                    vtep,
-                    hop,
-                } if !vtep.is_zero() => return Ok(self.tunnelled(config, hop, endpoint, vtep)),
-                Next::Ask {
-                    endpoint: asked,
-                    hop: by,
-                    ..
-                } => (endpoint, hop) = (asked, by),
-                Next::Nobody => break,
-                Next::Undecided => {
-                    is_undecided = true;
+            let (owner, next) = match self.owner(config, service, endpoint, hop, is_settled) {
+                Next::Owner(owner, next) => (owner, next),
+                none => {
+                    is_undecided = matches!(none, Next::Undecided);
                     break;
                 }
+            };
+            if !owner.vtep.is_zero() {
+                return Ok(self.handed_on(config, &owner, next, hop));
             }
+            endpoint = owner.endpoint;
+            hop = next;
             local = self.local(endpoint);
             (admission, client_port) = self.admit(service, endpoint, local, now)?;
         }
-        let waits = is_undecided || matches!(hop, Kind::Search(_)) || now < config.unsettled_until;
+        let waits = is_undecided || matches!(hop, Hop::Search(_)) || !is_settled;
         match local {
             Some(local) if admission != Admission::Unknown => {
                 Ok(self.delivered(config, service, &local, client_port))
@@ -337,57 +344,102 @@ impl<L: Lookup> Trail<'_, L> {
             && flow.client_port(key.client_port) == self.probe.src_port()
     }
 
-    fn next_owner(
+    /// `mesh::hand_on`, with the hop that led here.
+    fn handed_on(&self, config: &NodeConfig, owner: &Owner, next: Hop, hop: Hop) -> Outcome {
+        let kind = match next {
+            Hop::Second => Kind::SecondHop,
+            Hop::Last => Kind::Last,
+            Hop::Forward | Hop::Near => Kind::Forward,
+            Hop::Search(left) => Kind::Search(left),
+        };
+        let mut outcome = self.tunnelled(config, kind, owner.endpoint, owner.vtep);
+        if let Outcome::Tunnel { sent, .. } = &mut outcome {
+            sent.routed = !matches!(hop, Hop::Forward | Hop::Near);
+        }
+        outcome
+    }
+
+    /// `owner::find`, at the entry.
+    fn owner(
         &mut self,
         config: &NodeConfig,
         service: &ServiceValue,
         asked: u32,
-        hop: Kind,
+        hop: Hop,
+        is_settled: bool,
     ) -> Next {
-        if hop == Kind::Last {
+        let mut hop = hop;
+        if hop == Hop::Near {
+            match self.owner_near(config, service, asked, is_settled) {
+                Some(next) => return next,
+                None => hop = Hop::Forward,
+            }
+        }
+        if hop == Hop::Last {
             return Next::Nobody;
         }
         let pin = self.pin();
-        if let Some(PinValue { endpoint, vtep }) = pin
-            && endpoint != asked
+        if let Some(pin) = pin
+            && pin.endpoint != asked
         {
-            self.note(Step::Owner {
-                endpoint,
-                is_pinned: true,
-            });
-            let named = BackendValue {
-                endpoint,
-                vtep,
-                ..BackendValue::default()
+            let next = match hop {
+                Hop::Forward => Some(Hop::Second),
+                _ => hop.search(),
             };
-            return match hop {
-                Kind::Forward => Next::ask(&named, Kind::SecondHop),
-                hop => Next::search(&named, hop),
-            };
+            return self.next(pin.endpoint, pin.vtep, true, next);
         }
         let Some([now, before]) = self.slot_owners(config, service) else {
             return Next::Nobody;
         };
         let (at_now, at_before) = (now.endpoint == asked, before.endpoint == asked);
         let next = match hop {
-            Kind::Forward if at_now => Some(Kind::SecondHop),
-            Kind::SecondHop if at_before || pin.is_some() => Some(Kind::Last),
+            Hop::Forward if at_now => Some(Hop::Second),
+            Hop::Second if at_before || pin.is_some() => Some(Hop::Last),
             _ => None,
         };
-        let (owner, next) = match next {
-            Some(_) if at_before => return Next::Nobody,
-            Some(next) => (before, Next::ask(&before, next)),
-            None if at_now && at_before => return Next::Undecided,
-            None => {
-                let owner = if at_now { before } else { now };
-                (owner, Next::search(&owner, hop))
-            }
-        };
-        self.note(Step::Owner {
-            endpoint: owner.endpoint,
-            is_pinned: false,
-        });
-        next
+        match next {
+            Some(_) if at_before => Next::Nobody,
+            Some(_) => self.next(before.endpoint, before.vtep, false, next),
+            None if at_now && at_before => Next::Undecided,
+            None if at_now => self.next(before.endpoint, before.vtep, false, hop.search()),
+            None => self.next(now.endpoint, now.vtep, false, hop.search()),
+        }
+    }
+
+    /// `owner::find_near`; `None` from the slot's owner itself.
+    fn owner_near(
+        &mut self,
+        config: &NodeConfig,
+        service: &ServiceValue,
+        asked: u32,
+        is_settled: bool,
+    ) -> Option<Next> {
+        let [now, before] = self.slot_owners(config, service)?;
+        let at_now = now.endpoint == asked;
+        let pin = self.pin();
+        if let Some(pin) = pin
+            && pin.endpoint != asked
+            && pin.vtep.is_zero()
+            && !at_now
+        {
+            return Some(self.next(pin.endpoint, pin.vtep, true, Some(Hop::Near)));
+        }
+        let search = Hop::Near.search();
+        if !at_now {
+            let hop = if is_settled {
+                Some(Hop::Forward)
+            } else {
+                search
+            };
+            return Some(self.next(now.endpoint, now.vtep, false, hop));
+        }
+        if is_settled || pin.is_some() {
+            return None;
+        }
+        if before.endpoint == asked {
+            return Some(Next::Undecided);
+        }
+        Some(self.next(before.endpoint, before.vtep, false, search))
     }
 
     /// The slot's owners, of now and before.
@@ -397,11 +449,20 @@ impl<L: Lookup> Trail<'_, L> {
         service: &ServiceValue,
     ) -> Option<[BackendValue; 2]> {
         let slot = self.slot(service, config.ring_seed).ok()?;
-        // It was told of already.
         self.steps.pop();
         let now = self.backend(service, slot.now).ok()?;
-        let before = self.backend(service, slot.before).ok()?;
-        Some([now, before])
+        Some([now, self.backend(service, slot.before).ok()?])
+    }
+
+    fn next(&mut self, endpoint: u32, vtep: Be32, is_pinned: bool, hop: Option<Hop>) -> Next {
+        let Some(hop) = hop else {
+            return Next::Undecided;
+        };
+        self.note(Step::Owner {
+            endpoint,
+            is_pinned,
+        });
+        Next::Owner(Owner { endpoint, vtep }, hop)
     }
 }
 

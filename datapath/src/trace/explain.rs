@@ -111,6 +111,14 @@ impl Step {
                     names.node_at(vtep.into())
                 ),
             ),
+            Self::Near { now, before } => {
+                let text = format!(
+                    "own tasks first: now {}, before {}",
+                    task(now),
+                    task(before)
+                );
+                step("near slot", text)
+            }
             Self::Backend {
                 endpoint,
                 vtep,

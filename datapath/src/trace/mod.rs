@@ -170,6 +170,11 @@ pub enum Step {
     Doubted {
         vtep: Be32,
     },
+    /// The service prefers the node's own backends: whom their slot names.
+    Near {
+        now: u32,
+        before: u32,
+    },
     /// The backend that was chosen.
     Backend {
         endpoint: u32,

@@ -2,7 +2,7 @@
 
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointValue,
-    ServiceValue, VIP_FLOW_HAIRPIN, VethValue, VipFlowKey,
+    RingSlot, ServiceValue, VIP_FLOW_HAIRPIN, VethValue, VipFlowKey,
     net::task_mac,
     seat::{Seat, VipClaim, choose_port},
 };
@@ -126,7 +126,11 @@ impl<L: Lookup> Trail<'_, L> {
             return Ok(self.hairpin(veth, ifindex, ports));
         }
         let slot = self.slot(vip, seed)?;
-        let (backend, client_port) = self.backend_of_flow(veth, vip, slot.now, slot.before, now)?;
+        let near = match vip.is_near(true) {
+            true => self.near_slot(vip, seed)?,
+            false => slot,
+        };
+        let (backend, client_port) = self.backend_of_flow(veth, vip, slot, near, now)?;
         self.note_client_port(client_port);
         if backend.addr == veth.addr {
             let ports = (client_port, self.probe.dst_port());
@@ -158,12 +162,16 @@ impl<L: Lookup> Trail<'_, L> {
         &mut self,
         veth: &VethValue,
         vip: &ServiceValue,
-        now: u16,
-        before: u16,
-        clock: u64,
+        slot: RingSlot,
+        near: RingSlot,
+        now: u64,
     ) -> Result<(BackendValue, Be16), DropReason> {
-        let backend = self.backend(vip, now)?;
-        let (seat, client_port) = self.find_vip_seat(veth, &backend, clock);
+        let first = match vip.takes_near_flows() {
+            true => near.now,
+            false => slot.now,
+        };
+        let backend = self.backend(vip, first)?;
+        let (seat, client_port) = self.find_vip_seat(veth, &backend, now);
         let is_active = backend.state == BACKEND_ACTIVE;
         if seat == Seat::Own && !self.probe.is_syn() {
             self.note_backend(&backend);
@@ -173,16 +181,18 @@ impl<L: Lookup> Trail<'_, L> {
             });
             return Ok((backend, client_port));
         }
-        if self.probe.is_established() && before != now {
-            let before = self.backend(vip, before)?;
-            let (seat, client_port) = self.find_vip_seat(veth, &before, clock);
+        let others = [slot.before, near.now, near.before, slot.now];
+        let others = others.into_iter().filter(|other| *other != first);
+        for other in others.filter(|_| self.probe.is_established()) {
+            let other = self.backend(vip, other)?;
+            let (seat, client_port) = self.find_vip_seat(veth, &other, now);
             if seat == Seat::Own {
-                self.note_backend(&before);
+                self.note_backend(&other);
                 self.note(Step::Flow {
-                    endpoint: before.endpoint,
+                    endpoint: other.endpoint,
                     entry: Be32::ZERO,
                 });
-                return Ok((before, client_port));
+                return Ok((other, client_port));
             }
         }
         self.note_backend(&backend);

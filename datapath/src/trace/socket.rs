@@ -1,7 +1,7 @@
 //! From a socket: what its `connect` or `sendto` makes of the destination. Which backend it gets is
 //! left to chance (TCP) or to the socket's cookie (UDP).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use dataplane_abi::{
     BACKEND_ACTIVE, Be32, DropReason, NETNS_NODE, NetnsValue, RING_CHUNK_SLOTS, RingChunk,
@@ -41,9 +41,26 @@ impl<L: Lookup> Trail<'_, L> {
         Some(service)
     }
 
+    /// One of the node's own, where the service prefers those; else one of all.
     fn choice(&mut self, service: &ServiceValue) -> Result<Outcome, DropReason> {
+        let len = service.ring_len;
+        let owners = match len {
+            0 | 1 => (0..len)
+                .map(|_| RingSlot::from_raw(service.single).now)
+                .collect(),
+            _ if service.takes_near_flows() => self.owners(service, len..2 * len),
+            _ => self.owners(service, 0..len),
+        };
+        match self.active(service, owners) {
+            0 => Err(DropReason::NoBackend),
+            backends => Ok(Outcome::Chosen { backends }),
+        }
+    }
+
+    /// How many of them take new flows.
+    fn active(&mut self, service: &ServiceValue, indexes: BTreeSet<u16>) -> u32 {
         let mut active = 0;
-        for index in self.owners(service) {
+        for index in indexes {
             let Ok(backend) = self.backend(service, index) else {
                 continue;
             };
@@ -55,23 +72,18 @@ impl<L: Lookup> Trail<'_, L> {
                 is_active,
             });
         }
-        match active {
-            0 => Err(DropReason::NoBackend),
-            backends => Ok(Outcome::Chosen { backends }),
-        }
+        active
     }
 
-    /// Whoever has a slot of the ring.
-    fn owners(&self, service: &ServiceValue) -> BTreeSet<u16> {
-        let len = service.ring_len;
-        if len <= 1 {
-            let single = RingSlot::from_raw(service.single).now;
-            return (0..len).map(|_| single).collect();
-        }
-        let chunks = (0..len.div_ceil(RING_CHUNK_SLOTS)).map(|nth| service.ring_base + nth);
+    /// Whoever has one of these slots of the ring.
+    fn owners(&self, service: &ServiceValue, slots: Range<u32>) -> BTreeSet<u16> {
+        let chunks = slots.start / RING_CHUNK_SLOTS..slots.end.div_ceil(RING_CHUNK_SLOTS);
+        let first = chunks.start * RING_CHUNK_SLOTS;
+        let chunks = chunks.map(|nth| service.ring_base + nth);
         let chunks = chunks.filter_map(|at| self.tables.look::<u32, RingChunk>("RINGS", at));
-        let slots = chunks.flat_map(|chunk| chunk.slots).take(len as usize);
-        slots.map(|raw| RingSlot::from_raw(raw).now).collect()
+        let found = chunks.flat_map(|chunk| chunk.slots);
+        let found = found.skip((slots.start - first) as usize).take(slots.len());
+        found.map(|raw| RingSlot::from_raw(raw).now).collect()
     }
 
     /// What a task sends to an address in none of its networks: `bridge::admit`.

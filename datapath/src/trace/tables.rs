@@ -117,34 +117,61 @@ impl<L: Lookup> Trail<'_, L> {
     ) -> Result<RingSlot, DropReason> {
         let hash = service.hash(self.probe.tuple(), seed);
         let len = service.ring_len;
-        let (index, slot) = self.slot_at(service, hash)?;
-        let endpoint = |index| {
-            let backend = self.backend(service, index);
-            backend.map_or(0, |backend| backend.endpoint)
+        let index = match len {
+            0 => return Err(DropReason::NoBackend),
+            1 => 0,
+            len => ring_slot(hash, len),
         };
+        let slot = self.slot_of(service, hash)?;
+        let [now, before] = self.endpoints(service, slot);
         self.note(Step::Slot {
             index,
             len,
-            now: endpoint(slot.now),
-            before: endpoint(slot.before),
+            now,
+            before,
         });
         Ok(slot)
     }
 
-    /// The slot of a hash, and its place in the ring.
-    fn slot_at(&self, service: &ServiceValue, hash: u32) -> Result<(u32, RingSlot), DropReason> {
-        let index = match service.ring_len {
-            0 => return Err(DropReason::NoBackend),
-            1 => return Ok((0, RingSlot::from_raw(service.single))),
-            len => ring_slot(hash, len),
-        };
+    /// The flow's slot among the node's own backends, if they have some.
+    pub(super) fn near_slot(
+        &mut self,
+        service: &ServiceValue,
+        seed: u64,
+    ) -> Result<RingSlot, DropReason> {
+        let len = service.ring_len;
+        let index = ring_slot(service.hash(self.probe.tuple(), seed), len);
+        let slot = self.slot_at(service, index + len)?;
+        let [now, before] = self.endpoints(service, slot);
+        self.note(Step::Near { now, before });
+        Ok(slot)
+    }
+
+    /// The slot of a hash in the ring that all nodes share.
+    fn slot_of(&self, service: &ServiceValue, hash: u32) -> Result<RingSlot, DropReason> {
+        match service.ring_len {
+            0 => Err(DropReason::NoBackend),
+            1 => Ok(RingSlot::from_raw(service.single)),
+            len => self.slot_at(service, ring_slot(hash, len)),
+        }
+    }
+
+    fn slot_at(&self, service: &ServiceValue, index: u32) -> Result<RingSlot, DropReason> {
         let chunk = service.ring_base + index / RING_CHUNK_SLOTS;
         let chunk: RingChunk = self
             .tables
             .look("RINGS", chunk)
             .ok_or(DropReason::NoBackend)?;
         let raw = chunk.slots[(index % RING_CHUNK_SLOTS) as usize];
-        Ok((index, RingSlot::from_raw(raw)))
+        Ok(RingSlot::from_raw(raw))
+    }
+
+    /// Whom the slot names; zero where there is none.
+    fn endpoints(&self, service: &ServiceValue, slot: RingSlot) -> [u32; 2] {
+        [slot.now, slot.before].map(|index| {
+            let backend = self.backend(service, index);
+            backend.map_or(0, |backend| backend.endpoint)
+        })
     }
 
     /// `doubt::choice` of the programs.
@@ -154,17 +181,19 @@ impl<L: Lookup> Trail<'_, L> {
         service: &ServiceValue,
         slot: RingSlot,
     ) -> u16 {
-        if config.doubted == 0 || service.ring_len <= 1 {
+        let is_established = self.probe.is_established();
+        let is_near = service.is_near(is_established);
+        if config.doubted == 0 || service.ring_len <= 1 || is_near {
             return slot.now;
         }
-        let avoided = match self.probe.is_established() {
+        let avoided = match is_established {
             true => PEER_SUSPECTED | PEER_RETURNING,
             false => PEER_SUSPECTED,
         };
         let hash = service.hash(self.probe.tuple(), config.ring_seed);
         for nth in 0..DOUBT_TRIES {
-            let at = self.slot_at(service, nth_hash(hash, nth));
-            let Ok((_, RingSlot { now, .. })) = at else {
+            let at = self.slot_of(service, nth_hash(hash, nth));
+            let Ok(RingSlot { now, .. }) = at else {
                 break;
             };
             let Ok(backend) = self.backend(service, now) else {

@@ -18,9 +18,9 @@ const MACHINES: u8 = 3;
 const SLOTS: u8 = 18;
 /// Backends that each service has at the beginning, at least, and at most. The larger one's ring has
 /// several lengths in between.
-const BEGINNING: [usize; 2] = [3, 24];
-const FEWEST: [usize; 2] = [1, 6];
-const MOST: [usize; 2] = [5, 40];
+const BEGINNING: [usize; 3] = [3, 24, 4];
+const FEWEST: [usize; 3] = [1, 6, 1];
+const MOST: [usize; 3] = [5, 40, 6];
 /// For all connections to have an answer after a step; a packet sent in vain is sent again after 200,
 /// 400, 800 milliseconds.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -73,7 +73,21 @@ impl Plot {
             self.all_apply();
             self.check(step);
             self.connect(60);
+            // Flows that only their owner knew of are told before anything else happens.
+            self.all_apply();
+            self.fail_over(step);
         }
+    }
+
+    /// What clients send to one node comes in by another for a while, which never heard of them.
+    fn fail_over(&mut self, step: usize) {
+        let machines = usize::from(MACHINES);
+        let failed = self.dice.random_range(0..machines);
+        let other = (failed + self.dice.random_range(1..machines)) % machines;
+        println!("node {} stands in for node {}", other + 1, failed + 1);
+        self.world.enter_by(failed, other);
+        self.check(step);
+        self.world.enter_by(failed, failed);
     }
 
     pub fn summary(&self) -> String {
@@ -89,7 +103,7 @@ impl Plot {
     }
 
     fn change(&mut self) {
-        let service = usize::from(self.dice.random_bool(0.5));
+        let service = self.dice.random_range(0..PORTS.len());
         let active = self.world.backends(service, BackendState::Active);
         let draining = self.world.backends(service, BackendState::Draining);
         match self.dice.random_range(0..10) {
@@ -230,7 +244,10 @@ impl Plot {
         let entries: Vec<SocketAddr> = (0..count)
             .map(|nth| {
                 let machine = nth % usize::from(MACHINES);
-                at(self.world.machines[machine].addr, PORTS[nth / 3 % 2])
+                at(
+                    self.world.machines[machine].addr,
+                    PORTS[nth / 3 % PORTS.len()],
+                )
             })
             .collect();
         let new = self.traffic.connect(&self.world.client, &entries);

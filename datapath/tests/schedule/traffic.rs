@@ -3,6 +3,7 @@
 use std::{
     io::Read,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -59,7 +60,7 @@ impl Traffic {
     /// Opens a connection to each address, from inside of `namespace`.
     pub fn connect(&self, namespace: &Namespace, to: &[SocketAddr]) -> Vec<Connection> {
         let open = |to: &SocketAddr| {
-            let stream = TcpStream::connect_timeout(to, patience());
+            let stream = connect_from_own_port(to);
             let mut stream = stream.unwrap_or_else(|error| panic!("connect to {to}: {error}"));
             stream.set_read_timeout(Some(patience())).unwrap();
             stream.set_nodelay(true).unwrap();
@@ -219,4 +220,18 @@ async fn ask(
         }
     }
     Ok(())
+}
+
+/// From a port that no other connection has, as one taken at `bind` is: places for tasks are used again,
+/// and the sockets that a task left in one would take another connection from the same port for theirs.
+fn connect_from_own_port(to: &SocketAddr) -> std::io::Result<TcpStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+    let SocketAddr::V4(to) = to else {
+        panic!("{to} is not IPv4")
+    };
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let stream = TcpStream::from(socket(AddressFamily::Inet, SockType::Stream, flags, None)?);
+    bind(stream.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 0))?;
+    connect(stream.as_raw_fd(), &SockaddrIn::from(*to))?;
+    Ok(stream)
 }

@@ -6,6 +6,7 @@ use dataplane_abi::{Be32, net::task_mac};
 use model::{
     EndpointId, NodeId, ServiceId, TaskId,
     feed::{BackendState, EndpointView, NodeView, PeerView, Pin, ServiceView, ViewKey, ViewObject},
+    traffic::Policy,
 };
 use swarmnet_datapath::{Datapath, LocalState, LocalTask, LocalVeth, UplinkMode};
 
@@ -16,7 +17,9 @@ use crate::{
 };
 
 /// Services by number, each published on a port of its own.
-pub const PORTS: [u16; 2] = [8080, 9090];
+pub const PORTS: [u16; 3] = [8080, 9090, 7070];
+/// The one that prefers the entry's own backends.
+const NEAR_FIRST: u16 = 7070;
 
 pub struct World {
     pub machines: Vec<Machine>,
@@ -31,9 +34,13 @@ impl World {
     pub fn new(machines: u8, slots: u8, traffic: &Traffic) -> Self {
         let switch = Switch::new();
         let client = switch.client(ip(192, 0, 2, 200));
-        let machines: Vec<_> = (1..=machines)
+        let mut machines: Vec<_> = (1..=machines)
             .map(|n| Machine::new(&switch, n, slots, traffic))
             .collect();
+        let addrs: Vec<Ipv4Addr> = machines.iter().map(|at| at.addr.into()).collect();
+        for machine in &mut machines {
+            machine.local.node_addrs.clone_from(&addrs);
+        }
         for n in 1..=machines.len() {
             // One source for each entry, as the client may use one port for several of them.
             client.ip(&format!("addr add 192.0.2.{}/32 dev up0", 200 + n));
@@ -76,6 +83,16 @@ impl World {
         Some(id)
     }
 
+    /// The client's packets to the address of one machine go to another, which answers there, too.
+    pub fn enter_by(&self, addr_of: usize, machine: usize) {
+        let addr = Ipv4Addr::from(self.machines[addr_of].addr);
+        let mac = self.machines[machine].namespace.mac("up0");
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        self.client.ip(&format!(
+            "neigh replace {addr} lladdr {mac} dev up0 nud permanent"
+        ));
+    }
+
     pub fn drain(&mut self, id: u32) {
         let endpoint = self.truth.endpoints.get_mut(&EndpointId(id)).unwrap();
         endpoint.state = BackendState::Draining;
@@ -98,7 +115,7 @@ impl World {
     }
 }
 
-/// Two services and all nodes, with no backend yet.
+/// The services and all nodes, with no backend yet.
 fn truth(machines: &[Machine]) -> NodeView {
     let mut view = node::view();
     let peer = view.peers.values().next().unwrap().clone();
@@ -118,6 +135,10 @@ fn truth(machines: &[Machine]) -> NodeView {
             id: World::service_of(number),
             networks: Vec::new(),
             ports,
+            policy: Policy {
+                near_first: published == NEAR_FIRST,
+                ..Policy::default()
+            },
             ..service.clone()
         }));
     }

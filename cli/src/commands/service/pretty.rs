@@ -245,6 +245,9 @@ fn write_traffic(out: &mut String, spec: &ServiceSpec) -> Result {
     if traffic.policy.affinity {
         writeln!(out, "Affinity:\tclient-ip")?;
     }
+    if traffic.policy.near_first {
+        writeln!(out, "Prefer:\t\tlocal")?;
+    }
     if let Some(weight) = &traffic.weight {
         writeln!(out, "Weight:\t\tnode.labels.{weight}")?;
     }

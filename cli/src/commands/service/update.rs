@@ -310,15 +310,27 @@ mod tests {
             "--affinity=client-ip",
             "--weight",
             "node.labels.w",
+            "--prefer=local",
         ];
         let spec = edit(&args, web()).unwrap();
         let all = json!({
             "swarmnet.return": "dsr", "swarmnet.affinity": "client-ip",
-            "swarmnet.weight": "node.labels.w",
+            "swarmnet.weight": "node.labels.w", "swarmnet.prefer": "local",
         });
         assert_eq!(spec["Labels"], all);
-        let spec = edit(&["web", "--weight", "", "--affinity", "none"], spec).unwrap();
-        let rest = json!({"swarmnet.return": "dsr", "swarmnet.affinity": "none"});
+        let args = [
+            "web",
+            "--weight",
+            "",
+            "--affinity",
+            "none",
+            "--prefer",
+            "spread",
+        ];
+        let spec = edit(&args, spec).unwrap();
+        let rest = json!({
+            "swarmnet.return": "dsr", "swarmnet.affinity": "none", "swarmnet.prefer": "spread",
+        });
         assert_eq!(spec["Labels"], rest);
         let error = edit(&["web", "--return", "direct"], web()).unwrap_err();
         assert!(error.to_string().contains("dsr or tunnel"), "{error}");
