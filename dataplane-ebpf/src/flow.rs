@@ -78,32 +78,46 @@ impl<'a> Visit<'a> {
     /// Looks for the packet's flow, opens it when the packet may, and notes what the packet says.
     #[inline(always)]
     pub fn admit(&mut self, skb: Skb) -> Result<Admission, DropReason> {
-        let mut key = self.key();
-        if self.is_elsewhere(&key) {
-            self.find_seat(&mut key);
+        if self.packet.is_established() {
+            return self.admit_established(skb);
         }
+        let mut key = self.key();
         if self.packet.proto != PROTO_TCP {
+            if get(&UDP_FLOWS, &key).is_some_and(|flow| !self.is_own(flow)) {
+                self.find_seat(&mut key, true);
+            }
             return self.enter(&UDP_FLOWS, &key);
         }
-        if let Some(flow) = get(&FLOWS, &key) {
-            let is_syn = self.packet.is_syn();
-            let is_old = if is_syn {
-                self.succeeds(flow)
-            } else {
-                flow.has_ended()
-            };
-            if self.is_live(flow) && !is_old {
-                self.renew(flow)?;
-                return Ok(Admission::Known);
-            }
-            if is_syn {
-                // In the place of the old one: the table does not grow.
-                self.open(&FLOWS, &key)?;
-                return Ok(Admission::Opened);
-            }
+        let known = get(&FLOWS, &key).or_else(|| get(&SYN_FLOWS, &key));
+        if known.is_some_and(|flow| !self.is_own(flow)) {
+            self.find_seat(&mut key, true);
         }
-        if self.packet.is_syn() {
+        let Some(flow) = get(&FLOWS, &key) else {
             return self.enter(&SYN_FLOWS, &key);
+        };
+        if self.is_live(flow) && !self.succeeds(flow) {
+            self.renew(flow)?;
+            return Ok(Admission::Known);
+        }
+        // In the place of the old one: the table does not grow.
+        self.open(&FLOWS, &key)?;
+        Ok(Admission::Opened)
+    }
+
+    /// As [`Self::admit`], for packets in the middle of a TCP connection.
+    #[inline(always)]
+    pub fn admit_established(&mut self, skb: Skb) -> Result<Admission, DropReason> {
+        let mut key = self.key();
+        let known = get(&FLOWS, &key).or_else(|| get(&SYN_FLOWS, &key));
+        if !known.is_some_and(|flow| self.is_own(flow)) {
+            self.find_seat(&mut key, false);
+        }
+        if let Some(flow) = get(&FLOWS, &key)
+            && self.is_live(flow)
+            && !flow.has_ended()
+        {
+            self.renew(flow)?;
+            return Ok(Admission::Known);
         }
         self.resume(skb, &key)
     }
@@ -112,7 +126,7 @@ impl<'a> Visit<'a> {
     #[inline(always)]
     pub fn is_known(&mut self, skb: Skb) -> bool {
         let mut key = self.key();
-        self.find_seat(&mut key);
+        self.find_seat(&mut key, !self.packet.is_established());
         let is_tcp = self.packet.proto == PROTO_TCP;
         let flow = match is_tcp {
             true => get(&FLOWS, &key).or_else(|| get(&SYN_FLOWS, &key)),
@@ -128,27 +142,13 @@ impl<'a> Visit<'a> {
             )
     }
 
-    /// Whether the packet's flow may have another port at the task than the client's own.
-    #[inline(always)]
-    fn is_elsewhere(&self, key: &FlowKey) -> bool {
-        let flow = match self.packet.proto {
-            PROTO_TCP => get(&FLOWS, key).or_else(|| get(&SYN_FLOWS, key)),
-            _ => get(&UDP_FLOWS, key),
-        };
-        match flow {
-            Some(flow) => !self.is_own(flow),
-            None => self.packet.is_established(),
-        }
-    }
-
     /// Finds the flow's port at the task, or one for it if it may begin.
     #[inline(always)]
-    fn find_seat(&mut self, key: &mut FlowKey) {
+    fn find_seat(&mut self, key: &mut FlowKey, may_begin: bool) {
         let (addr, port) = (self.packet.dst.raw(), self.packet.dst_port.raw());
         let frontend = u64::from(addr) << 16 | u64::from(port);
         let generation = self.local.generation;
-        let may_begin = u32::from(!self.packet.is_established());
-        let port = find_seat(key, frontend, self.endpoint, generation, may_begin);
+        let port = find_seat(key, frontend, self.endpoint, generation, may_begin.into());
         self.client_port = Be16::from_raw(port as u16);
     }
 

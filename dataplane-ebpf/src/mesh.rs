@@ -45,20 +45,20 @@ pub fn deliver<const AT_ENTRY: bool>(
 ) -> Result<Verdict, DropReason> {
     let mut arrival = arrival;
     let mut local = local(arrival.endpoint);
-    let (mut admission, mut client_port) = admit(skb, packet, published, local, arrival)?;
+    let (mut admission, mut client_port) = admit::<false>(skb, packet, published, local, arrival)?;
 
     let mut is_undecided = false;
     for _ in 0..OWNERS_HERE_MAX {
         if admission != Admission::Unknown || !packet.is_established() {
             break;
         }
-        let (owner, hop) = owner::find::<AT_ENTRY>(config, packet, published, arrival);
-        // Whichever it is, the verifier walks what follows once.
-        let hop = hop.plus(skb.unknown_zero());
+        let (owner, hop) = owner::find::<AT_ENTRY>(skb, config, packet, published, arrival);
         if !hop.goes_on() {
             is_undecided = hop.is_undecided();
             break;
         }
+        // Whichever it is, the verifier walks what follows once.
+        let hop = hop.plus(skb.unknown_zero());
         if !owner.vtep.is_zero() {
             let way = Way {
                 vtep: owner.vtep,
@@ -71,8 +71,8 @@ pub fn deliver<const AT_ENTRY: bool>(
         // As if it had come from another node.
         arrival.endpoint = owner.endpoint;
         arrival.hop = hop;
-        local = self::local(owner.endpoint);
-        (admission, client_port) = admit(skb, packet, published, local, arrival)?;
+        local = self::local(arrival.endpoint);
+        (admission, client_port) = admit::<true>(skb, packet, published, local, arrival)?;
     }
     let (Some(local), Admission::Known | Admission::Opened) = (local, admission) else {
         let is_search = is_undecided || arrival.hop.is_search();
@@ -95,9 +95,10 @@ pub fn deliver<const AT_ENTRY: bool>(
     into_task(skb, config, packet, local, (client_port, target))
 }
 
-/// Also the port by which the task knows the client.
+/// Also the port by which the task knows the client. `ESTABLISHED`: the packet is in the middle of a
+/// TCP connection.
 #[inline(always)]
-fn admit(
+fn admit<const ESTABLISHED: bool>(
     skb: Skb,
     packet: &Packet,
     published: &ServiceValue,
@@ -108,7 +109,10 @@ fn admit(
         return Ok((Admission::Unknown, packet.src_port));
     };
     let mut visit = Visit::new(packet, published, arrival.endpoint, at, arrival.entry);
-    let admission = visit.admit(skb)?;
+    let admission = match ESTABLISHED {
+        true => visit.admit_established(skb)?,
+        false => visit.admit(skb)?,
+    };
     Ok((admission, visit.client_port))
 }
 

@@ -75,7 +75,7 @@ pub fn deliver<const AT_ENTRY: bool>(
         .ok_or(DropReason::NotPublished)?;
     let mut task = task(skb, &asked, published, arrival, arrival.endpoint);
     if task.is_none() && asked.is_established() {
-        let (owner, hop) = owner::find::<AT_ENTRY>(config, &asked, published, arrival);
+        let (owner, hop) = owner::find::<AT_ENTRY>(skb, config, &asked, published, arrival);
         if hop.goes_on() {
             if !owner.vtep.is_zero() {
                 return mesh::hand_on(skb, config, packet, owner, hop, arrival);

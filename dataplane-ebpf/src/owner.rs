@@ -5,7 +5,7 @@ use dataplane_abi::{
     net::mesh_mac::{Kind, SEARCH_HOPS_MAX},
 };
 
-use crate::{flow, maps::PINS, mesh::Arrival, packet::Packet, service};
+use crate::{flow, maps::PINS, mesh::Arrival, packet::Packet, service, skb::Skb};
 
 /// Who may have a flow.
 #[derive(Clone, Copy)]
@@ -148,31 +148,30 @@ impl Hop {
 /// `AT_ENTRY` is for the verifier: only there are hops near.
 #[inline(always)]
 pub fn find<const AT_ENTRY: bool>(
+    skb: Skb,
     config: &NodeConfig,
     packet: &Packet,
     published: &ServiceValue,
     arrival: Arrival,
 ) -> (Owner, Hop) {
-    let mut arrival = arrival;
-    if AT_ENTRY && arrival.hop == Hop::NEAR {
-        let (owner, hop) = find_near(config, packet, published, arrival);
-        if hop != Hop::AS_SHARED {
-            return (owner, hop);
-        }
-        arrival.hop = Hop::FORWARD;
-    }
     if arrival.hop == Hop::LAST {
         return (Owner::NOBODY, Hop::NOBODY);
     }
     let pin = pin(packet);
+    let [now, before] = owners(config, packet, published, arrival.endpoint);
+    let mut arrival = arrival;
+    if AT_ENTRY && arrival.hop == Hop::NEAR {
+        let (owner, hop) = find_near(config, pin, [now, before], arrival);
+        if hop != Hop::AS_SHARED {
+            return (owner, hop);
+        }
+        arrival.hop = Hop::FORWARD.plus(skb.unknown_zero());
+    }
     if let Some(pin) = pin
         && pin.endpoint != arrival.endpoint
     {
         return (Owner::pinned(pin), arrival.hop.by_pin());
     }
-    let Some([now, before]) = owners(config, packet, published) else {
-        return (Owner::NOBODY, Hop::NOBODY);
-    };
     let at_now = now.endpoint == arrival.endpoint;
     let at_before = before.endpoint == arrival.endpoint;
     let next = match arrival.hop {
@@ -196,44 +195,61 @@ pub fn find<const AT_ENTRY: bool>(
 #[inline(always)]
 fn find_near(
     config: &NodeConfig,
-    packet: &Packet,
-    published: &ServiceValue,
+    pin: Option<&'static PinValue>,
+    [now, before]: [Owner; 2],
     arrival: Arrival,
 ) -> (Owner, Hop) {
-    let Some([now, before]) = owners(config, packet, published) else {
-        return (Owner::NOBODY, Hop::AS_SHARED);
-    };
     let at_now = now.endpoint == arrival.endpoint;
-    let pin = pin(packet);
-    if let Some(pin) = pin
-        && pin.endpoint != arrival.endpoint
-        && pin.vtep.is_zero()
-        && !at_now
-    {
-        return (Owner::pinned(pin), Hop::NEAR);
+    if let Some(pin) = pin {
+        if at_now {
+            return (now, Hop::AS_SHARED);
+        }
+        if pin.endpoint != arrival.endpoint && pin.vtep.is_zero() {
+            return (Owner::pinned(pin), Hop::NEAR);
+        }
     }
     let is_settled = flow::now() >= config.unsettled_until;
+    let search = Hop::NEAR.search();
     if !at_now {
-        let search = arrival.hop.search();
         return (now, if is_settled { Hop::FORWARD } else { search });
     }
-    if is_settled || pin.is_some() {
+    if is_settled {
         return (now, Hop::AS_SHARED);
     }
     if before.endpoint == arrival.endpoint {
         return (now, Hop::UNDECIDED);
     }
-    (before, arrival.hop.search())
+    (before, search)
 }
 
-/// The slot's owners, of now and before.
+/// The slot's owners, of now and before. Where the service has no backend any more, whom was asked.
 #[inline(always)]
-fn owners(config: &NodeConfig, packet: &Packet, published: &ServiceValue) -> Option<[Owner; 2]> {
+fn owners(
+    config: &NodeConfig,
+    packet: &Packet,
+    published: &ServiceValue,
+    asked: u32,
+) -> [Owner; 2] {
+    let mut owners = [Owner {
+        endpoint: asked,
+        vtep: Be32::ZERO,
+    }; 2];
     let hash = service::hash(published, packet, config.ring_seed);
-    let slot = service::slot(published, hash).ok()?;
-    let now = service::backend(published, slot.now).ok()?;
-    let before = service::backend(published, slot.before).ok()?;
-    Some([Owner::of(now), Owner::of(before)])
+    find_owners(published, hash, &mut owners);
+    owners
+}
+
+/// Not inlined, as `flow::find_seat`.
+#[inline(never)]
+fn find_owners(published: &ServiceValue, hash: u32, owners: &mut [Owner; 2]) {
+    let Ok(slot) = service::slot(published, hash) else {
+        return;
+    };
+    let now = service::backend(published, slot.now);
+    let before = service::backend(published, slot.before);
+    if let (Ok(now), Ok(before)) = (now, before) {
+        *owners = [Owner::of(now), Owner::of(before)];
+    }
 }
 
 #[inline(always)]

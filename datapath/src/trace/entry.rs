@@ -21,6 +21,7 @@ enum Admission {
 }
 
 /// Who is asked for a flow that is not known.
+#[derive(Clone, Copy)]
 struct Owner {
     endpoint: u32,
     vtep: Be32,
@@ -388,9 +389,7 @@ impl<L: Lookup> Trail<'_, L> {
             };
             return self.next(pin.endpoint, pin.vtep, true, next);
         }
-        let Some([now, before]) = self.slot_owners(config, service) else {
-            return Next::Nobody;
-        };
+        let [now, before] = self.slot_owners(config, service, asked);
         let (at_now, at_before) = (now.endpoint == asked, before.endpoint == asked);
         let next = match hop {
             Hop::Forward if at_now => Some(Hop::Second),
@@ -414,7 +413,7 @@ impl<L: Lookup> Trail<'_, L> {
         asked: u32,
         is_settled: bool,
     ) -> Option<Next> {
-        let [now, before] = self.slot_owners(config, service)?;
+        let [now, before] = self.slot_owners(config, service, asked);
         let at_now = now.endpoint == asked;
         let pin = self.pin();
         if let Some(pin) = pin
@@ -442,16 +441,27 @@ impl<L: Lookup> Trail<'_, L> {
         Some(self.next(before.endpoint, before.vtep, false, search))
     }
 
-    /// The slot's owners, of now and before.
+    /// `owner::owners`.
     fn slot_owners(
         &mut self,
         config: &NodeConfig,
         service: &ServiceValue,
-    ) -> Option<[BackendValue; 2]> {
-        let slot = self.slot(service, config.ring_seed).ok()?;
-        self.steps.pop();
-        let now = self.backend(service, slot.now).ok()?;
-        Some([now, self.backend(service, slot.before).ok()?])
+        asked: u32,
+    ) -> [Owner; 2] {
+        let steps = self.steps.len();
+        let slot = self.slot(service, config.ring_seed);
+        self.steps.truncate(steps);
+        let owner = |index| {
+            let BackendValue { endpoint, vtep, .. } = self.backend(service, index)?;
+            Ok(Owner { endpoint, vtep })
+        };
+        let found = slot.and_then(|slot| Ok([owner(slot.now)?, owner(slot.before)?]));
+        found.unwrap_or(
+            [Owner {
+                endpoint: asked,
+                vtep: Be32::ZERO,
+            }; 2],
+        )
     }
 
     fn next(&mut self, endpoint: u32, vtep: Be32, is_pinned: bool, hop: Option<Hop>) -> Next {
