@@ -27,6 +27,12 @@ pub struct NetnsError {
     source: io::Error,
 }
 
+impl NetnsError {
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+}
+
 /// A network namespace with a name in the file system.
 #[derive(Debug)]
 pub struct Netns {

@@ -181,6 +181,11 @@ impl Datapath {
         self.attach(Hook::Gateway, ifindex)
     }
 
+    /// Node's side of the veth behind which fragments are put in order.
+    pub fn attach_reassembly(&mut self, ifindex: u32) -> Result<Vec<Deviation>, DatapathError> {
+        self.attach(Hook::Ordered, ifindex)
+    }
+
     fn attach(&mut self, hook: Hook, ifindex: u32) -> Result<Vec<Deviation>, DatapathError> {
         if let Some(handover) = &mut self.handover {
             handover.attach_later(hook, ifindex);
@@ -217,9 +222,9 @@ impl Datapath {
         self.anchors.ensure()
     }
 
-    /// Takes off what is on a task's veth. The interface may be gone already, or never have been.
+    /// Takes off what is on a veth. The interface may be gone already, or never have been.
     pub fn detach_veth(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.detach(&[Hook::Task, Hook::Gateway], ifindex)
+        self.detach(&[Hook::Task, Hook::Gateway, Hook::Ordered], ifindex)
     }
 
     /// Takes the entry of the mesh off an interface that is the uplink no longer.

@@ -221,6 +221,7 @@ fn config(cluster: &ClusterView, own: &PeerView, local: &LocalState) -> NodeConf
         ring_seed: cluster.data_path.ring_seed,
         data_port: Be16::from_host(cluster.data_path.port),
         tunnel_mtu: tunnel_mtu(local.underlay_mtu),
+        reassembly_ifindex: local.reassembly_ifindex,
         ..NodeConfig::default()
     }
 }

@@ -19,6 +19,8 @@ pub struct LocalState {
     pub gateway_ifindex: u32,
     /// The bridge's address; its network has [`GATEWAY_PREFIX_LEN`].
     pub gateway_addr: Ipv4Addr,
+    /// Node's side of the veth behind which fragments are put in order; zero without one.
+    pub reassembly_ifindex: u32,
     /// Where published ports answer.
     pub node_addrs: Vec<Ipv4Addr>,
     /// Cookie of the node's network namespace.

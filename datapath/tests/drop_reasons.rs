@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use dataplane_abi::DropReason;
 
 /// Given no more; their numbers stay taken.
-const RETIRED: [DropReason; 1] = [DropReason::Fragmented];
+const RETIRED: [DropReason; 2] = [DropReason::Fragmented, DropReason::FragmentBeforeHead];
 
 /// Reasons that only a failing kernel has: no packet and no table brings them about.
 const KERNELS_OWN: [DropReason; 2] = [

@@ -14,15 +14,16 @@ use model::feed::{BackendState::Active, NodeView};
 use node::{OTHER, Pins, SELF, by_each_ingress, endpoint, local, on_ingress, veth, view};
 use swarmnet_datapath::{Datapath, LocalState};
 
-const DEVICES: [&str; 4] = ["uplink", "vx", "task", "gw.1"];
+const DEVICES: [&str; 5] = ["uplink", "vx", "task", "gw.1", "order"];
 
 /// As an agent does at each start.
 fn attach_all(datapath: &mut Datapath) {
-    let [uplink, vxlan, task, gateway] = DEVICES.map(node::ifindex);
+    let [uplink, vxlan, task, gateway, order] = DEVICES.map(node::ifindex);
     datapath.attach_uplink(uplink).unwrap();
     datapath.attach_vxlan(vxlan).unwrap();
     datapath.attach_task(task).unwrap();
     datapath.attach_gateway(gateway).unwrap();
+    datapath.attach_reassembly(order).unwrap();
 }
 
 fn attached() -> Vec<Vec<(String, u32)>> {
@@ -36,11 +37,12 @@ fn names(attached: &[Vec<(String, u32)>]) -> Vec<Vec<&str>> {
         .collect()
 }
 
-const ONCE_EACH: [[&str; 1]; 4] = [
+const ONCE_EACH: [[&str; 1]; 5] = [
     ["sn_tc_uplink"],
     ["sn_tc_vxlan"],
     ["sn_tc_task"],
     ["sn_tc_gateway"],
+    ["sn_tc_ordered"],
 ];
 
 fn wanted() -> (NodeView, LocalState) {

@@ -27,10 +27,13 @@ fn attach_all(datapath: &mut Datapath) {
     datapath.attach_vxlan(ifindex("vx")).unwrap();
     datapath.attach_task(ifindex("task")).unwrap();
     datapath.attach_gateway(ifindex("gw.1")).unwrap();
+    datapath.attach_reassembly(ifindex("order")).unwrap();
 }
 
+const DEVICES: [&str; 5] = ["uplink", "vx", "task", "gw.1", "order"];
+
 fn attached() -> Vec<Vec<(String, u32)>> {
-    ["uplink", "vx", "task", "gw.1"].map(on_ingress).to_vec()
+    DEVICES.map(on_ingress).to_vec()
 }
 
 fn names(attached: &[Vec<(String, u32)>]) -> Vec<Vec<&str>> {
@@ -41,16 +44,17 @@ fn names(attached: &[Vec<(String, u32)>]) -> Vec<Vec<&str>> {
 }
 
 fn devices() {
-    for name in ["uplink", "vx", "task", "gw.1"] {
+    for name in DEVICES {
         veth(name);
     }
 }
 
-const ONCE_EACH: [[&str; 1]; 4] = [
+const ONCE_EACH: [[&str; 1]; 5] = [
     ["sn_tc_uplink"],
     ["sn_tc_vxlan"],
     ["sn_tc_task"],
     ["sn_tc_gateway"],
+    ["sn_tc_ordered"],
 ];
 
 #[test]
@@ -61,7 +65,7 @@ fn restart_keeps_links_and_programs() {
         attach_all(&mut datapath);
         let (links, programs) = (pins.links(), attached());
         assert_eq!(names(&programs), ONCE_EACH);
-        let on_interfaces = if pins.has_tc_links() { 4 } else { 0 };
+        let on_interfaces = if pins.has_tc_links() { 5 } else { 0 };
         assert_eq!(
             links.len(),
             on_interfaces + 4,

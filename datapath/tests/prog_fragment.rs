@@ -5,7 +5,7 @@ mod common;
 use common::{cluster::*, two_nodes::*, *};
 use dataplane_abi::{
     Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FLOW_BRIDGED,
-    FlowValue, FragmentKey, FragmentValue, VipFlowKey, VipFlowValue,
+    FlowValue, FragmentKey, FragmentValue, NodeConfig, VipFlowKey, VipFlowValue,
     net::{mesh_mac::Kind, task_mac},
 };
 
@@ -131,15 +131,41 @@ fn first_of_a_packet_takes_the_place_of_an_older_ones() {
 }
 
 #[test]
-fn head_behind_a_later_fragment_drops_with_reason() {
-    for vtep in [Be32::ZERO, NODE_B] {
-        let mut node = node(vtep);
-        let (frame, _) = into_task();
-        let pieces = fragments(&frame.bytes(), &CUTS, 1);
-        node.assert_passes("sn_tc_uplink", &pieces[2]);
-        let reason = DropReason::FragmentBeforeHead;
-        node.assert_drops("sn_tc_uplink", &pieces[0], reason);
-        node.assert_passes("sn_tc_uplink", &pieces[1]);
+fn fragments_for_the_node_are_put_in_order_first() {
+    let mut node = node(NODE_B);
+    let config: NodeConfig = node.array("CONFIG").get(&0, 0).unwrap();
+    node.configure(NodeConfig {
+        reassembly_ifindex: 77,
+        ..config
+    });
+    let (published, _) = into_task();
+    let tcp = Frame::tcp(CLIENT_UDP, (NODE_A, 22), ACK).payload(&[1; 1900]);
+    for frame in [published, datagram(CLIENT_UDP, (NODE_A, 4789)), tcp] {
+        for (ttl, raised) in [(64, 65), (255, 255)] {
+            let pieces = |ttl| fragments(&frame.clone().ttl(ttl).bytes(), &CUTS, 1);
+            for (piece, expected) in pieces(ttl).iter().zip(pieces(raised)) {
+                node.assert_sends("sn_tc_uplink", piece, TC_ACT_REDIRECT, &expected);
+            }
+        }
+    }
+    let ping = Frame::new(CLIENT_UDP.0, NODE_A, Transport::Icmp { kind: 8, code: 0 });
+    for other in [ping, datagram(CLIENT_UDP, (ip(192, 0, 2, 50), 8080))] {
+        for piece in fragments(&other.payload(&[1; 1900]).bytes(), &CUTS, 1) {
+            node.assert_passes("sn_tc_uplink", &piece);
+        }
+    }
+    let whole = Frame::udp(CLIENT_UDP, PUBLISHED);
+    let expected = whole.clone().mesh(Kind::Forward, EP, NODE_A).bytes();
+    node.assert_sends("sn_tc_uplink", &whole.bytes(), TC_ACT_REDIRECT, &expected);
+    assert_eq!(node.stats(10).packets, 1, "fragments are counted in order");
+    assert_nothing_left(&mut node);
+}
+
+#[test]
+fn fragments_come_back_as_they_are() {
+    let mut node = node(NODE_B);
+    for piece in fragments(&into_task().0.bytes(), &CUTS, 1) {
+        node.assert_sends("sn_tc_ordered", &piece, TC_ACT_REDIRECT, &piece);
     }
 }
 

@@ -15,15 +15,6 @@ use dataplane_abi::Be32;
 const MIB: usize = 1 << 20;
 
 #[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience();
-    while !holds() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-}
-
-#[track_caller]
 fn assert_came_from(server: &EchoServer, addr: Be32) {
     assert_eq!(server.peer().ip(), show(addr));
 }

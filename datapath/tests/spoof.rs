@@ -2,12 +2,7 @@
 
 mod common;
 
-use std::{
-    net::UdpSocket,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    process::Command,
-    time::Instant,
-};
+use std::{net::UdpSocket, process::Command, time::Instant};
 
 use common::{cluster::*, *};
 use dataplane_abi::{
@@ -152,52 +147,6 @@ fn gateway_network_is_not_reached_from_outside_and_nothing_comes_from_it() {
     let neighbour = ip(172, 19, 0, 5);
     let passes = Frame::udp((neighbour, 1), (NODE_A, 53)).bytes();
     node.assert_passes("sn_tc_uplink", &passes);
-}
-
-/// Sends frames as they are out of a device.
-struct Wire {
-    socket: OwnedFd,
-    ifindex: u32,
-}
-
-impl Wire {
-    fn new(namespace: &Namespace, device: &str) -> Self {
-        let open = || {
-            // SAFETY: no pointers.
-            let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
-            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-            // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
-            unsafe { OwnedFd::from_raw_fd(fd) }
-        };
-        Self {
-            socket: namespace.run(open),
-            ifindex: namespace.ifindex(device),
-        }
-    }
-
-    fn send(&self, frame: &[u8]) {
-        // SAFETY: zero is a value of this structure.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as u16;
-        to.sll_ifindex = self.ifindex as i32;
-        // SAFETY: frame and address live until the call returns, and their sizes are passed.
-        let sent = unsafe {
-            libc::sendto(
-                self.socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const to).cast(),
-                size_of_val(&to) as u32,
-            )
-        };
-        assert_eq!(
-            sent,
-            frame.len() as isize,
-            "{}",
-            std::io::Error::last_os_error()
-        );
-    }
 }
 
 /// A VLAN tag (802.1Q, VLAN 5) behind the MACs.

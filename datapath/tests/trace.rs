@@ -275,6 +275,7 @@ impl World {
             src: (src.into(), sport),
             dst: (dst.into(), dport),
             established: flags != SYN,
+            fragment: false,
         };
         let frame = match proto {
             TCP => Frame::tcp((src, sport), (dst, dport), flags),
@@ -509,4 +510,45 @@ fn packets_of_a_task_go_where_the_trace_says() {
         [dropped, task, tunnel].iter().all(|&n| n > 100),
         "too plain"
     );
+}
+
+#[test]
+fn fragment_is_put_in_order_where_the_programs_do_so() {
+    let _netns = PrivateNetns::enter();
+    let mut node = Node::configured(NODE);
+    node.node_addr(NODE);
+    let service = node.service(0, 10, 80, &[backend(7, NODE_B, NODE_B)], &[slot(0, 0)]);
+    node.publish(8080, UDP, service);
+    let client = (CLIENTS[0], 40_000);
+    let ways = |node: &mut Node, to: Be32| {
+        let probe = Probe {
+            proto: UDP,
+            src: (client.0.into(), client.1),
+            dst: (to.into(), 8080),
+            established: false,
+            fragment: true,
+        };
+        let trace = from_outside(node, probe, monotonic_ns());
+        let frame = Frame::udp(client, (to, 8080)).payload(&[1; 1900]).bytes();
+        let later = &fragments(&frame, &[1480], 1)[1];
+        (trace, node.run_tc("sn_tc_uplink", later).verdict)
+    };
+    let (plain, verdict) = ways(&mut node, NODE);
+    assert_eq!(
+        verdict, TC_ACT_UNSPEC,
+        "there is no place to put it in order"
+    );
+    let config: NodeConfig = node.array("CONFIG").get(&0, 0).unwrap();
+    node.configure(NodeConfig {
+        reassembly_ifindex: 77,
+        ..config
+    });
+    let (ordered, verdict) = ways(&mut node, NODE);
+    assert_eq!(verdict, TC_ACT_REDIRECT);
+    assert_eq!(ordered.steps[0], Step::Ordered { ifindex: 77 });
+    assert_eq!(ordered.steps[1..], plain.steps);
+    assert_eq!(ordered.outcome, plain.outcome);
+    let (foreign, verdict) = ways(&mut node, NODE_C);
+    assert_eq!(verdict, TC_ACT_UNSPEC);
+    assert_eq!(foreign.steps, [Step::NotOfNode]);
 }

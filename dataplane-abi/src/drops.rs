@@ -76,7 +76,7 @@ drop_reasons! {
     IcmpUnknownFlow = 24 => "icmp-unknown-flow",
     /// ICMP in the mesh that is no error about TCP or UDP, or quotes too little of its cause.
     BadIcmp = 25 => "bad-icmp",
-    /// The first fragment of a packet to a published port, after a later one went to the host.
+    /// Not counted any more: fragments are put in order first.
     FragmentBeforeHead = 26 => "fragment-before-head",
     /// A packet in the middle of a TCP connection for which no backend has a flow or a socket.
     UnknownFlow = 35 => "unknown-flow",
@@ -113,6 +113,7 @@ pub enum ProgramId {
     Sendmsg4 = 7,
     Recvmsg4 = 8,
     Getpeer4 = 9,
+    TcOrdered = 10,
 }
 
 impl ProgramId {
@@ -126,6 +127,7 @@ impl ProgramId {
         Self::Sendmsg4,
         Self::Recvmsg4,
         Self::Getpeer4,
+        Self::TcOrdered,
     ];
 
     /// In the object, and as `swarmnet inspect drops` shows it.
@@ -140,6 +142,7 @@ impl ProgramId {
             Self::Sendmsg4 => "sn_sendmsg4",
             Self::Recvmsg4 => "sn_recvmsg4",
             Self::Getpeer4 => "sn_getpeer4",
+            Self::TcOrdered => "sn_tc_ordered",
         }
     }
 }

@@ -26,7 +26,7 @@ macro_rules! map_types {
 
 map_types! {
     /// `CONFIG[0]`: this node. Written by the agent, read by every program.
-    NodeConfig: 56 {
+    NodeConfig: 64 {
         vxlan_ifindex: u32,
         uplink_ifindex: u32,
         /// Interface that faces the tasks' gateway side (the bridge).
@@ -52,6 +52,9 @@ map_types! {
         /// a ring displaced and that is not in `PINS` yet: packets of unknown flows are dropped
         /// without a RST.
         unsettled_until: u64,
+        /// This node's side of the veth to where fragments are put in order; zero while there is none.
+        reassembly_ifindex: u32,
+        _pad: u32,
     }
 
     /// Key of `ENDPOINTS`.
@@ -316,8 +319,7 @@ map_types! {
         bytes: u32,
         /// Of the payload in all; zero until the last fragment tells.
         total: u32,
-        /// [`FRAGMENT_STRAY`].
-        flags: u32,
+        _pad: u32,
     }
 
     /// Key of `VIP_FLOWS`: a flow to a VIP that the socket hook missed, as the backend replies.
@@ -534,8 +536,9 @@ pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;
 pub const FRAGMENT_MESH: u32 = 0;
 /// `FragmentKey::scope`: what a task sends by its gateway side.
 pub const FRAGMENT_GATEWAY: u32 = 1;
-/// `FragmentValue::flags`: no first fragment yet; a later one went to the host's stack.
-pub const FRAGMENT_STRAY: u32 = 1;
+/// Mark of a packet that comes to the uplink a second time, its fragments in order. No mark comes in by a
+/// device, and none gets past the uplink's program.
+pub const ORDERED_MARK: u32 = 0x736e_0f0f;
 /// As long as Linux waits for the rest of a packet.
 pub const FRAGMENT_LIFETIME_NS: u64 = 30_000_000_000;
 

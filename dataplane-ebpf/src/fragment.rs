@@ -1,13 +1,20 @@
 //! Fragments of flows that are translated: only the first has ports, and the others go where it went.
 //!
 //! Fragments of one packet may come between those of others and, behind the first, in any order. A
-//! program cannot hold back one that comes before the first.
+//! program cannot hold back one that comes before the first: what comes from outside the kernel puts in
+//! order, in a namespace for that ([`detour`]).
 
 use dataplane_abi::{
-    Be32, DropReason, FRAGMENT_LIFETIME_NS, FRAGMENT_STRAY, FragmentKey, FragmentValue,
+    Be32, DropReason, FRAGMENT_LIFETIME_NS, FragmentKey, FragmentValue, NodeConfig, ORDERED_MARK,
 };
 
-use crate::{flow, maps::FRAGMENTS, packet::Packet};
+use crate::{
+    entry, flow,
+    maps::FRAGMENTS,
+    packet::{Bytes, ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, Packet},
+    redirect,
+    skb::{Skb, Verdict},
+};
 
 /// Where a first fragment went. What of it counts is its program's business.
 #[derive(Clone, Copy)]
@@ -44,34 +51,11 @@ pub fn note(packet: &Packet, scope: u32, way: Way) -> Result<(), DropReason> {
         endpoint: way.endpoint,
         bytes: packet.payload_len(),
         total: 0,
-        flags: 0,
+        _pad: 0,
     };
-    insert(&key(packet, scope), &value)
-}
-
-/// Notes that a later fragment went to the host's stack, for want of its first.
-#[inline(always)]
-pub fn note_stray(packet: &Packet, scope: u32) -> Result<(), DropReason> {
-    let value = FragmentValue {
-        since: flow::now(),
-        flags: FRAGMENT_STRAY,
-        ..FragmentValue::default()
-    };
-    insert(&key(packet, scope), &value)
-}
-
-#[inline(always)]
-fn insert(key: &FragmentKey, value: &FragmentValue) -> Result<(), DropReason> {
     FRAGMENTS
-        .insert(key, value, 0)
+        .insert(&key(packet, scope), &value, 0)
         .map_err(|_| DropReason::FlowTableFull)
-}
-
-/// Whether a first fragment comes too late: a later one went to the host's stack.
-#[inline(always)]
-pub fn is_late(packet: &Packet, scope: u32) -> bool {
-    packet.is_fragment()
-        && get(&key(packet, scope)).is_some_and(|value| value.flags & FRAGMENT_STRAY != 0)
 }
 
 /// The way of a later fragment, if its first one came before it.
@@ -79,9 +63,6 @@ pub fn is_late(packet: &Packet, scope: u32) -> bool {
 pub fn way(packet: &Packet, scope: u32) -> Option<Way> {
     let key = key(packet, scope);
     let value = get(&key)?;
-    if value.flags & FRAGMENT_STRAY != 0 {
-        return None;
-    }
     let way = Way {
         vtep: value.vtep,
         endpoint: value.endpoint,
@@ -106,4 +87,36 @@ fn get(key: &FragmentKey) -> Option<&'static mut FragmentValue> {
     // reference are counts: at worst one entry stays for its lifetime, or goes early.
     let value = unsafe { &mut *value };
     (flow::now().wrapping_sub(value.since) < FRAGMENT_LIFETIME_NS).then_some(value)
+}
+
+/// Sends a fragment from outside to where the kernel puts its packet together, and cuts it again as it
+/// was, the first one first. `None`: it is none, comes from there, or is for no address of the node.
+///
+/// All take that way, the host's own too, as a later one does not tell whose it is.
+#[inline(always)]
+pub fn detour(skb: Skb, config: &NodeConfig, bytes: Bytes) -> Result<Option<Verdict>, DropReason> {
+    if skb.mark() == ORDERED_MARK {
+        skb.set_mark(0);
+        return Ok(None);
+    }
+    if config.reassembly_ifindex == 0 {
+        return Ok(None);
+    }
+    let Some(packet) = of_flow(bytes).filter(|packet| entry::is_node_addr(packet.dst)) else {
+        return Ok(None);
+    };
+    // The detour is no hop: what the kernel takes off there, it gets beforehand.
+    let ttl = packet.ttl.saturating_add(1);
+    skb.set_ip(&packet, packet.src, packet.dst, ttl)?;
+    Ok(Some(redirect::out_of(config.reassembly_ifindex)))
+}
+
+/// A fragment of TCP or UDP.
+#[inline(always)]
+fn of_flow(bytes: Bytes) -> Option<Packet> {
+    if bytes.ether_type().ok()? != ETHERTYPE_IPV4 || !bytes.is_fragment().ok()? {
+        return None;
+    }
+    let packet = Packet::parse(bytes).ok()?;
+    matches!(packet.proto, PROTO_TCP | PROTO_UDP).then_some(packet)
 }

@@ -10,6 +10,7 @@ mod getpeer4;
 mod recvmsg4;
 mod sendmsg4;
 mod tc_gateway;
+mod tc_ordered;
 mod tc_task;
 mod tc_uplink;
 mod tc_vxlan;

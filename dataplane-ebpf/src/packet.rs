@@ -79,6 +79,13 @@ impl Bytes {
         self.read::<u8>(ETH_LEN + 9)
     }
 
+    /// Of IPv4, behind an Ethernet header that says so.
+    #[inline(always)]
+    pub fn is_fragment(self) -> Result<bool, DropReason> {
+        let fragment = Be16::from_raw(self.read::<u16>(ETH_LEN + 6)?).to_host();
+        Ok(fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0)
+    }
+
     #[inline(always)]
     pub fn mac_dst(self) -> Result<Mac, DropReason> {
         self.read::<[u16; 3]>(0).map(Mac)

@@ -4,7 +4,7 @@ use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_F_INGRESS, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh as RedirNeigh,
         bpf_tunnel_key as TunnelKey,
     },
@@ -35,6 +35,13 @@ pub fn into_task(ifindex: u32) -> Verdict {
 pub fn out_of(ifindex: u32) -> Verdict {
     // SAFETY: as above.
     unsafe { bpf_redirect(ifindex, 0) as Verdict }
+}
+
+/// As if it had come in by an interface just now.
+#[inline(always)]
+pub fn in_by(ifindex: u32) -> Verdict {
+    // SAFETY: as above.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as Verdict }
 }
 
 /// Into the tunnel to the node at `vtep`, under `vni`.

@@ -66,6 +66,18 @@ impl Skb {
     }
 
     #[inline(always)]
+    pub fn mark(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).mark }
+    }
+
+    #[inline(always)]
+    pub fn set_mark(self, mark: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.0).mark = mark }
+    }
+
+    #[inline(always)]
     pub fn volume(self) -> Volume {
         // SAFETY: as above.
         let (len, segments) = unsafe { ((*self.0).len, (*self.0).gso_segs) };

@@ -5,7 +5,7 @@ use dataplane_abi::{Be32, DropReason, FRAGMENT_MESH, NodeConfig, ProgramId};
 
 use crate::{
     count,
-    entry::{self, Entry},
+    entry::Entry,
     fragment::{self, Way},
     guard,
     mesh::{self, Arrival},
@@ -32,6 +32,9 @@ fn uplink(skb: Skb) -> Result<Verdict, DropReason> {
     let config = service::config();
     if let Ok(config) = config {
         guard::not_of_gateway_network(config, bytes)?;
+        if let Some(verdict) = fragment::detour(skb, config, bytes)? {
+            return Ok(verdict);
+        }
     }
     let Some(entry) = Entry::find(bytes) else {
         return without_ports(skb, config, bytes);
@@ -67,14 +70,10 @@ fn without_ports(
     let Some(packet) = later_fragment(bytes) else {
         return Ok(TC_ACT_UNSPEC);
     };
-    if let Some(way) = fragment::way(&packet, FRAGMENT_MESH) {
-        return mesh::follow(skb, config?, &packet, way, false);
+    match fragment::way(&packet, FRAGMENT_MESH) {
+        Some(way) => mesh::follow(skb, config?, &packet, way, false),
+        None => Ok(TC_ACT_UNSPEC),
     }
-    // Whether it is ours, its first fragment would tell. The host's stack takes what is its own.
-    if entry::is_node_addr(packet.dst) {
-        fragment::note_stray(&packet, FRAGMENT_MESH)?;
-    }
-    Ok(TC_ACT_UNSPEC)
 }
 
 #[inline(always)]
@@ -96,9 +95,6 @@ fn enter(
 ) -> Result<Verdict, DropReason> {
     let backend = entry.backend(config)?;
     count::packet(entry.service.stats, skb.volume(), entry.packet.is_syn());
-    if fragment::is_late(&entry.packet, FRAGMENT_MESH) {
-        return Err(DropReason::FragmentBeforeHead);
-    }
     if !backend.vtep.is_zero() {
         let way = Way {
             vtep: backend.vtep,

@@ -141,6 +141,9 @@ pub struct TraceQuery {
     /// Of TCP: not the first packet.
     #[serde(default)]
     pub established: bool,
+    /// One of the fragments that the packet comes in.
+    #[serde(default)]
+    pub fragment: bool,
     #[serde(default)]
     pub from: TraceFrom,
 }

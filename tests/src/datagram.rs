@@ -2,19 +2,26 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, UdpSocket},
-    os::fd::AsRawFd,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, wait_for};
-use nix::libc;
+use nix::{
+    libc,
+    sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn},
+};
 
 /// Nothing that arrives takes longer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// IPv4 and UDP headers.
 const HEADERS_LEN: u32 = 20 + 8;
+/// Of a datagram's three.
+const PIECE_LEN: usize = 1200;
+/// Of IPv4's flags.
+const MORE_FRAGMENTS: u16 = 0x2000;
 
 /// Who may fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +30,79 @@ pub enum Fragments {
     Allowed,
     /// Nobody: routers report what does not fit.
     Forbidden,
+}
+
+/// A client whose datagrams come in three fragments, in an order of its choice.
+pub struct Pieces {
+    socket: UdpSocket,
+    /// For packets with headers of one's own.
+    raw: OwnedFd,
+}
+
+impl Pieces {
+    /// # Errors
+    /// What the kernel said.
+    pub fn from(host: &Host, to: (Ipv4Addr, u16)) -> Result<Self> {
+        let (socket, raw) = host.within(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.connect(to)?;
+            let raw = socket::socket(
+                AddressFamily::Inet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::Raw,
+            )?;
+            Ok((socket, raw))
+        })?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { socket, raw })
+    }
+
+    /// Sends fragments of a datagram under a number, which is not zero.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn send(&self, id: u16, order: &[usize]) -> Result<()> {
+        let (SocketAddr::V4(from), SocketAddr::V4(to)) =
+            (self.socket.local_addr()?, self.socket.peer_addr()?)
+        else {
+            bail!("the lab speaks IPv4");
+        };
+        let len = 3 * PIECE_LEN;
+        // UDP's header, without a checksum, and what is sent.
+        let mut datagram = [from.port(), to.port(), len as u16, 0]
+            .map(u16::to_be_bytes)
+            .concat();
+        datagram.resize(len, b'x');
+        for &nth in order {
+            let more = if nth < 2 { MORE_FRAGMENTS } else { 0 };
+            let place = (nth * PIECE_LEN / 8) as u16 | more;
+            // The kernel fills in length and checksum.
+            let mut packet = vec![0x45, 0, 0, 0];
+            packet.extend(id.to_be_bytes());
+            packet.extend(place.to_be_bytes());
+            packet.extend([64, libc::IPPROTO_UDP as u8, 0, 0]);
+            packet.extend(from.ip().octets());
+            packet.extend(to.ip().octets());
+            packet.extend(&datagram[nth * PIECE_LEN..][..PIECE_LEN]);
+            let to = SockaddrIn::from(to);
+            let raw = self.raw.as_raw_fd();
+            socket::sendto(raw, &packet, &to, MsgFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::send`], and waits for the server's answer.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub fn ask(&self, id: u16, order: &[usize]) -> Result<()> {
+        self.send(id, order)?;
+        let mut answer = [0; 1 << 16];
+        let answered = self.socket.recv(&mut answer);
+        answered.with_context(|| format!("no answer to fragments {order:?}"))?;
+        Ok(())
+    }
 }
 
 /// A connected socket.

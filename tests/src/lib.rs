@@ -11,7 +11,7 @@ mod writer;
 
 pub use ask::{Answer, Asker, Conversation, Heard, ask_tcp, ask_udp, send_through};
 pub use cluster::Cluster;
-pub use datagram::{Datagrams, Fragments};
+pub use datagram::{Datagrams, Fragments, Pieces};
 pub use lab::RunningTask as Task;
 pub use load::{Load, LoadSpec};
 pub use traffic::Traffic;

@@ -71,6 +71,10 @@ fn rounds(task: &Task) -> Vec<Vec<Injury>> {
     vec![
         vec![
             ip("link sn_vxlan was missing", &["link", "del", "sn_vxlan"]),
+            ip(
+                "veth pair sn_reassembly and eth0 for fragments was missing",
+                &["link", "del", "sn_reassembly"],
+            ),
             unpin("program sn_tc_uplink on eth0 was not attached", "uplink_tc"),
             unpin(
                 "program sn_connect4 on the cgroup was not attached",
@@ -115,6 +119,10 @@ fn rounds(task: &Task) -> Vec<Vec<Injury>> {
                 inside(task, &["link", "set", "eth0", "down"]),
             ),
             unpin("program sn_tc_task on sn", "task-"),
+            unpin(
+                "program sn_tc_ordered on sn_reassembly was not attached",
+                "ordered",
+            ),
         ],
     ]
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::Core;
-use crate::{gateway, links, network, repair::Repairs};
+use crate::{links, network, repair::Repairs};
 
 const WHY_PROGRAMS: &str = "the node's traffic goes through it";
 const WHY_PINS: &str = "the next agent takes over what runs by its pins";
@@ -33,6 +33,9 @@ impl Core {
         if let Err(err) = self.compare_links(&mut repairs).await {
             error!("cannot repair the node's links: {err:#}");
         }
+        if let Err(err) = self.compare_reassembly(&mut repairs).await {
+            error!("cannot repair what puts fragments in order: {err:#}");
+        }
         repairs.log(None);
         for task in self.local.tasks.keys().copied().collect::<Vec<_>>() {
             if let Err(err) = self.compare_task(task, &mut repairs).await {
@@ -43,7 +46,7 @@ impl Core {
         if let Err(err) = self.compare_programs(&mut repairs) {
             error!("cannot repair the programs of the data plane: {err:#}");
         }
-        let masquerade = self.masquerade.ensure(gateway::subnet(), &mut repairs);
+        let masquerade = self.masquerade.ensure(None, &mut repairs);
         if let Err(err) = masquerade.await {
             error!("cannot repair the way out for tasks: {err:#}");
         }
@@ -75,6 +78,23 @@ impl Core {
             self.links = links;
             self.hold_ports();
             self.is_in_step = false;
+        }
+        Ok(())
+    }
+
+    async fn compare_reassembly(&mut self, repairs: &mut Repairs) -> Result<()> {
+        let mac = self.links.uplink_mac;
+        let ifindex = self.reassembly.ensure(mac, repairs).await?;
+        let former = std::mem::replace(&mut self.local.reassembly_ifindex, ifindex);
+        if ifindex != 0 {
+            let found = self.datapath.attach_reassembly(ifindex)?;
+            // A device that was made anew has no program yet, as is told already.
+            let on_known = found.into_iter().filter(|_| former == ifindex);
+            repairs.extend(on_known, WHY_PROGRAMS);
+        }
+        if former != ifindex {
+            self.is_in_step = false;
+            self.detach_link(former);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Leaving the cluster: nothing of the agent's making stays.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 use datapath::{Datapath, DatapathConfig};
@@ -8,7 +8,7 @@ use model::TaskState;
 use tracing::warn;
 
 use super::{Core, adopt::discard};
-use crate::{links, nat};
+use crate::{links, nft, reassembly::Reassembly};
 
 /// How long a leaving node waits for its tasks beyond their own grace periods.
 const LEAVE_MARGIN: Duration = Duration::from_secs(15);
@@ -39,11 +39,13 @@ impl Core {
         let left = self.runners.len();
         let datapath = self.datapath.detach_all();
         let links = links::remove_node_links().await;
-        let nat = nat::remove().await;
+        let reassembly = self.reassembly.remove().await;
+        let nft = nft::remove().await;
         let view = self.view_file.remove();
         datapath?;
         links?;
-        nat?;
+        reassembly?;
+        nft?;
         view?;
         anyhow::ensure!(left == 0, "{left} tasks did not end in time");
         Ok(())
@@ -52,14 +54,17 @@ impl Core {
 
 /// Removes what a first start made before it failed. Goes on after a failure: there is a better
 /// error to tell.
-pub(super) async fn undo_set_up(config: &DatapathConfig) {
+pub(super) async fn undo_set_up(config: &DatapathConfig, run_dir: &Path) {
     if let Err(err) = Datapath::open(config).and_then(Datapath::detach_all) {
         warn!("programs of the failed start may be left: {err}");
     }
     if let Err(err) = links::remove_node_links().await {
         warn!("devices of the failed start may be left: {err}");
     }
-    if let Err(err) = nat::remove().await {
+    if let Err(err) = Reassembly::new(run_dir).remove().await {
+        warn!("the namespace for fragments of the failed start may be left: {err:#}");
+    }
+    if let Err(err) = nft::remove().await {
         warn!("the masquerade rule of the failed start may be left: {err}");
     }
 }

@@ -20,7 +20,7 @@ use executor::{ExecutorConfig, ProcessExecutor};
 use model::{
     TaskId, TaskState,
     feed::{AgentMessage, NodeView, Update},
-    inspect::{DoubtRow, Table, TraceAnswer, TraceQuery},
+    inspect::{DoubtRow, DropRow, ProgramDrops, Table, TraceAnswer, TraceQuery},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -34,10 +34,11 @@ use crate::{
     config::{AgentConfig, Credentials},
     gateway::{self, GatewayPool},
     links::{self, NodeLinks, NodeLinksSpec},
-    nat::Masquerade,
-    netns,
+    nat, netns,
     network::{NetworkPaths, NetworkRecord},
+    nft,
     pulse::PulseView,
+    reassembly::Reassembly,
     repair::Repairs,
     runner::{Origin, Runner, RunnerContext, RunnerHandle, RunnerMessage},
     session::{Applied, SessionEvent},
@@ -61,7 +62,8 @@ pub(crate) struct Core {
     links: NodeLinks,
     watch: links::Watch,
     haste: haste::Haste,
-    masquerade: Masquerade,
+    masquerade: nft::Table,
+    reassembly: Reassembly,
     datapath: Datapath,
     view: Arc<NodeView>,
     local: LocalState,
@@ -99,10 +101,10 @@ impl Core {
         cancel: CancellationToken,
     ) -> Result<Self> {
         let is_first = !ViewFile::new(&config.state_dir).exists();
-        let datapath = config.datapath();
+        let (datapath, run_dir) = (config.datapath(), config.run_dir.clone());
         let started = Self::set_up(config, credentials, pulse, applied, outbox, cancel).await;
         if started.is_err() && is_first {
-            leave::undo_set_up(&datapath).await;
+            leave::undo_set_up(&datapath, &run_dir).await;
         }
         started
     }
@@ -118,14 +120,20 @@ impl Core {
         let view_file = ViewFile::new(&config.state_dir);
         let view = applied.borrow().view.clone();
         let links_spec = links_spec(&config, credentials, &view);
-        let (mut masquerade, mut made) = (Masquerade::default(), Repairs::default());
+        let mut masquerade = nat::table(gateway::subnet());
+        let mut reassembly = Reassembly::new(&config.run_dir);
+        let mut made = Repairs::default();
         let watch = links::Watch::open()?;
         let links = links::ensure_node_links(&links_spec, &mut made).await?;
-        masquerade.ensure(gateway::subnet(), &mut made).await?;
+        masquerade.ensure(None, &mut made).await?;
+        let reassembly_ifindex = reassembly.ensure(links.uplink_mac, &mut made).await?;
         let datapath_config = config.datapath();
         let mut datapath = tokio::task::block_in_place(|| Datapath::open(&datapath_config))?;
         datapath.attach_vxlan(links.vxlan_ifindex)?;
         datapath.attach_uplink(links.uplink_ifindex)?;
+        if reassembly_ifindex != 0 {
+            datapath.attach_reassembly(reassembly_ifindex)?;
+        }
 
         let executor = ProcessExecutor::new(ExecutorConfig {
             state_dir: config.state_dir.clone(),
@@ -160,6 +168,7 @@ impl Core {
             underlay_mtu: links.underlay_mtu,
             gateway_ifindex: links.gateway_ifindex,
             gateway_addr: links_spec.gateway.addr(),
+            reassembly_ifindex,
             node_addrs: links.addrs.clone(),
             netns_cookie: netns::current_cookie()
                 .context("cannot read the network namespace's cookie")?,
@@ -173,6 +182,7 @@ impl Core {
             watch,
             haste: haste::Haste::default(),
             masquerade,
+            reassembly,
             datapath,
             view,
             local,
@@ -397,11 +407,7 @@ impl Core {
             Table::Endpoints => serde_json::to_value(self.datapath.inspect_endpoints(view)?)?,
             Table::Backends => serde_json::to_value(self.datapath.inspect_backends(view)?)?,
             Table::Flows => serde_json::to_value(self.datapath.inspect_flows(view)?)?,
-            Table::Drops => {
-                let mut rows = self.datapath.inspect_drops()?;
-                rows.extend(self.pulse.ignored.rows());
-                serde_json::to_value(rows)?
-            }
+            Table::Drops => serde_json::to_value(self.drops()?)?,
             Table::Dns => serde_json::to_value(dns::rows(view))?,
             Table::Nodes => serde_json::to_value(self.doubt_rows())?,
         })
@@ -418,6 +424,30 @@ impl Core {
                 },
             })
             .collect()
+    }
+
+    /// The programs' drops, and what the kernel gives up where it puts fragments in order.
+    fn drops(&self) -> Result<Vec<DropRow>> {
+        let mut rows = self.datapath.inspect_drops()?;
+        let packets = self.reassembly.failures()?;
+        if packets > 0 {
+            rows.push(DropRow {
+                reason: "reassembly-failed".to_owned(),
+                explanation:
+                    "A packet in fragments that overlap, or of which one did not come in time; \
+                              the kernel counts packets, not bytes."
+                        .to_owned(),
+                packets,
+                bytes: 0,
+                programs: vec![ProgramDrops {
+                    program: "kernel".to_owned(),
+                    packets,
+                    bytes: 0,
+                }],
+            });
+        }
+        rows.extend(self.pulse.ignored.rows());
+        Ok(rows)
     }
 
     /// The session reads fast; when it is gone, what is lost is said again at its return.

@@ -21,6 +21,8 @@ pub(super) struct Wanted {
     pub mtu: Option<u32>,
     /// The bridge that it is a port of.
     pub controller: Option<u32>,
+    /// Whether it asks for neighbours.
+    pub arp: Option<bool>,
 }
 
 pub(super) struct Device<'a> {
@@ -105,6 +107,12 @@ impl<'a> Device<'a> {
         {
             message = message.controller(bridge);
             found.push("off its bridge".to_owned());
+        }
+        if let Some(arp) = wanted.arp
+            && self.link.header.flags.contains(LinkFlags::Noarp) == arp
+        {
+            message = message.arp(arp);
+            found.push(format!("with ARP {}", if arp { "off" } else { "on" }));
         }
         if found.is_empty() {
             return Ok(());

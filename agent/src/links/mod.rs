@@ -5,14 +5,17 @@ mod device;
 mod namespace;
 mod neighbour;
 mod node;
+mod reassembly;
 mod route;
 mod task;
 #[cfg(test)]
 mod tests;
+mod veth;
 mod watch;
 
 pub use namespace::namespace_id;
 pub use node::{GATEWAY_BRIDGE, NodeLinks, NodeLinksSpec, ensure_node_links, remove_node_links};
+pub use reassembly::{REASSEMBLY_NEEDS_IT, ensure_reassembly_links, remove_reassembly_links};
 pub use task::{HostVeths, TaskLinksSpec, ensure_task_links, find_host_veths, remove_task_links};
 pub use watch::Watch;
 

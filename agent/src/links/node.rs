@@ -39,6 +39,8 @@ pub struct NodeLinks {
     pub vxlan_ifindex: u32,
     pub gateway_ifindex: u32,
     pub uplink_ifindex: u32,
+    /// None where it is not Ethernet.
+    pub uplink_mac: Option<[u8; 6]>,
     /// MTU of the uplink: bounds what the tunnel carries.
     pub underlay_mtu: u32,
     /// All IPv4 addresses of the node but loopback ones.
@@ -69,6 +71,7 @@ pub async fn ensure_node_links(spec: &NodeLinksSpec, repairs: &mut Repairs) -> R
         vxlan_ifindex,
         gateway_ifindex,
         uplink_ifindex: uplink.header.index,
+        uplink_mac: mac(&uplink),
         underlay_mtu: mtu(&uplink),
         addrs,
     })
@@ -107,6 +110,18 @@ fn mtu(link: &LinkMessage) -> u32 {
     // A veth has no more; the loopback device has.
     mtu.expect("the kernel tells every link's MTU")
         .min(u16::MAX.into())
+}
+
+/// The loopback device has one of zeroes.
+fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
+    let mac = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
+            _ => None,
+        });
+    mac.filter(|mac| *mac != [0; 6])
 }
 
 /// Removes the node's devices, for a node that leaves.

@@ -29,6 +29,8 @@ pub(super) struct Route {
 pub(super) enum Way {
     /// The subnet of the device's own address.
     Connected { own: Ipv4Addr },
+    /// Straight out of the device, whoever it is for.
+    Straight,
     /// By a router; with an MTU of its own.
     Via { router: Ipv4Addr, mtu: u32 },
 }
@@ -49,6 +51,13 @@ impl Route {
         }
     }
 
+    pub fn everything() -> Self {
+        Self {
+            to: Ipv4Net::default(),
+            way: Way::Straight,
+        }
+    }
+
     fn message(&self, index: u32) -> RouteMessage {
         let builder = RouteMessageBuilder::<Ipv4Addr>::new()
             .output_interface(index)
@@ -59,6 +68,7 @@ impl Route {
                 .protocol(RouteProtocol::Kernel)
                 .pref_source(own)
                 .build(),
+            Way::Straight => builder.scope(RouteScope::Link).build(),
             Way::Via { router, .. } => {
                 let mut message = builder.gateway(router).build();
                 message
@@ -71,7 +81,7 @@ impl Route {
 
     fn metrics(&self) -> Vec<RouteMetric> {
         match self.way {
-            Way::Connected { .. } => Vec::new(),
+            Way::Connected { .. } | Way::Straight => Vec::new(),
             Way::Via { mtu, .. } => vec![RouteMetric::Mtu(mtu), RouteMetric::Advmss(mtu - 40)],
         }
     }
@@ -112,6 +122,7 @@ impl Route {
                 has(&RouteAttribute::PrefSource(RouteAddress::Inet(own)))
                     && message.header.scope == RouteScope::Link
             }
+            Way::Straight => message.header.scope == RouteScope::Link,
             Way::Via { router, .. } => {
                 has(&RouteAttribute::Gateway(RouteAddress::Inet(router)))
                     && metrics

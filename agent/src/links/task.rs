@@ -5,19 +5,13 @@ use std::net::Ipv4Addr;
 use dataplane_abi::net::{task_mac, tunnel_mtu};
 use ipnet::Ipv4Net;
 use model::EndpointId;
-use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec, LinkVeth,
-    packet_route::{
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
-        route::RouteMessage,
-    },
-};
+use rtnetlink::packet_route::route::RouteMessage;
 
 use super::{
     Device, LinkError, Netlink, Result, Wanted, delete, ensure_sysctl, find, neighbour,
     node::GATEWAY_BRIDGE,
     route::{self, Route},
-    tolerate,
+    veth::{Pair, Sides},
 };
 use crate::{netns::Netns, repair::Repairs};
 
@@ -65,7 +59,6 @@ pub async fn ensure_task_links(
     let node = Sides {
         host: &host,
         inside: &inside,
-        routes: &routes,
         netns,
     };
 
@@ -78,7 +71,7 @@ pub async fn ensure_task_links(
             mtu: tunnel_mtu(spec.underlay_mtu),
             bridge: None,
         };
-        overlays.push(veth.ensure(&node, repairs).await?.0);
+        overlays.push(veth.ensure(&node, &routes, repairs).await?.0);
     }
     let bridge = Device::made(&host, GATEWAY_BRIDGE, TASK_NEEDS_IT).await?;
     let veth = Veth {
@@ -88,28 +81,29 @@ pub async fn ensure_task_links(
         mtu: spec.underlay_mtu,
         bridge: Some(bridge.index()),
     };
-    let (gateway, way_out) = veth.ensure(&node, repairs).await?;
-    ensure_way_out(&node, &way_out, spec, repairs).await?;
+    let (gateway, way_out) = veth.ensure(&node, &routes, repairs).await?;
+    ensure_way_out(&inside, &routes, &way_out, spec, repairs).await?;
     Ok(HostVeths { overlays, gateway })
 }
 
 /// The default route. Its MTU, not the interface's, leaves room for the tunnel: mesh replies are
 /// wrapped, and what the task advertises bounds what mesh clients send.
 async fn ensure_way_out(
-    sides: &Sides<'_>,
+    inside: &Netlink,
+    routes: &[RouteMessage],
     end: &TaskEnd<'_>,
     spec: &TaskLinksSpec,
     repairs: &mut Repairs,
 ) -> Result<()> {
     let (router, mtu) = (spec.gateway_addr, tunnel_mtu(spec.underlay_mtu));
-    let (inside, device) = (sides.inside, &end.device);
+    let device = &end.device;
     let mut consequences = Repairs::default();
     let repairs = match end.is_new {
         true => &mut consequences,
         false => repairs,
     };
     let route = Route::default(router, mtu);
-    route.ensure(inside, device, sides.routes, repairs).await?;
+    route.ensure(inside, device, routes, repairs).await?;
     let mac = task_mac(router.into());
     neighbour::ensure_not_forged(inside, device, router, mac, repairs).await
 }
@@ -173,15 +167,6 @@ fn gateway_name(endpoint: EndpointId) -> String {
     format!("sn{:08x}g", endpoint.0)
 }
 
-/// Both namespaces that a veth is in.
-struct Sides<'a> {
-    host: &'a Netlink,
-    inside: &'a Netlink,
-    /// Inside.
-    routes: &'a [RouteMessage],
-    netns: &'a Netns,
-}
-
 struct Veth {
     host: String,
     task: String,
@@ -203,82 +188,47 @@ impl Veth {
     async fn ensure<'a>(
         &'a self,
         sides: &Sides<'a>,
+        routes: &[RouteMessage],
         repairs: &mut Repairs,
     ) -> Result<(u32, TaskEnd<'a>)> {
+        let pair = self.pair();
         let mut consequences = Repairs::default();
-        let (outer, device, is_new, repairs) = match self.find(sides).await? {
+        let (outer, device, is_new, repairs) = match pair.find(sides).await? {
             Some((outer, inner)) => (outer, inner, false, repairs),
             None => {
-                let (outer, inner) = self.make(sides, repairs).await?;
+                let (outer, inner) = pair.make(sides, repairs).await?;
                 (outer, inner, true, &mut consequences)
             }
         };
         let mtu = Some(self.mtu);
         let wanted = Wanted {
-            mac: Some(self.mac()),
+            mac: Some(pair.mac),
             mtu,
-            controller: None,
+            ..Wanted::default()
         };
         device.ensure(wanted, repairs).await?;
         let wanted = Wanted {
-            mac: None,
             mtu,
             controller: self.bridge,
+            ..Wanted::default()
         };
         outer.ensure(wanted, repairs).await?;
         device.ensure_address(self.addr, repairs).await?;
         let connected = Route::connected(self.addr);
-        let routes = sides.routes;
         connected
             .ensure(sides.inside, &device, routes, repairs)
             .await?;
         Ok((outer.index(), TaskEnd { device, is_new }))
     }
 
-    /// Both ends, when they are there and each other's.
-    async fn find<'a>(&'a self, sides: &Sides<'a>) -> Result<Option<(Device<'a>, Device<'a>)>> {
-        let outer = Device::find(sides.host, &self.host, TASK_NEEDS_IT).await?;
-        let inner = Device::find(sides.inside, &self.task, TASK_NEEDS_IT).await?;
-        Ok(outer
-            .zip(inner)
-            .filter(|(outer, inner)| outer.peer_index() == Some(inner.index())))
-    }
-
-    async fn make<'a>(
-        &'a self,
-        sides: &Sides<'a>,
-        repairs: &mut Repairs,
-    ) -> Result<(Device<'a>, Device<'a>)> {
-        // What has one of the names is a left-over, or the task's own making in our place.
-        delete(&sides.host.handle, &self.host).await?;
-        delete(&sides.inside.handle, &self.task).await?;
-        let created = sides.host.handle.link().add(self.message(sides.netns));
-        let created = created.execute().await;
-        created.or_else(|err| tolerate(err, libc::EEXIST, &self.host, "create the veth pair"))?;
-        let what = format!("veth pair {} and {} of the task", self.host, self.task);
-        repairs.note(what, "missing", TASK_NEEDS_IT);
-        Ok((
-            Device::made(sides.host, &self.host, TASK_NEEDS_IT).await?,
-            Device::made(sides.inside, &self.task, TASK_NEEDS_IT).await?,
-        ))
-    }
-
-    fn mac(&self) -> [u8; 6] {
-        task_mac(self.addr.addr().into())
-    }
-
-    /// Both ends in one message: the task's end appears inside its namespace, with its MAC.
-    fn message(&self, netns: &Netns) -> LinkMessage {
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(self.task.clone())
-            .setns_by_fd(netns.fd())
-            .address(self.mac().to_vec())
-            .append_extra_attribute(LinkAttribute::Mtu(self.mtu))
-            .build();
-        LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
-            .name(self.host.clone())
-            .append_extra_attribute(LinkAttribute::Mtu(self.mtu))
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .build()
+    fn pair(&self) -> Pair<'_> {
+        Pair {
+            outer: &self.host,
+            inner: &self.task,
+            mac: task_mac(self.addr.addr().into()),
+            mtu: self.mtu,
+            of: "of the task",
+            why: TASK_NEEDS_IT,
+        }
     }
 }

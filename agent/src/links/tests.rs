@@ -14,7 +14,7 @@ use super::{
     HostVeths, NodeLinks, NodeLinksSpec, TaskLinksSpec, Watch, ensure_node_links,
     ensure_task_links, find_host_veths, namespace_id, remove_node_links, remove_task_links,
 };
-use crate::{netns::Netns, repair::Repairs};
+use crate::{netns::Netns, reassembly::Reassembly, repair::Repairs};
 
 /// Runs `test` in a namespace of its own, with another one for a task.
 fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Netns) -> F + Send) {
@@ -66,11 +66,17 @@ async fn task_links(netns: &Netns) -> super::Result<HostVeths> {
     ensure_task_links(&task_spec(), netns, &mut Repairs::default()).await
 }
 
+/// Runs a command in the calling thread's namespace.
+fn run(line: &str) {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().unwrap());
+    let status = command.args(words).status();
+    assert!(status.unwrap().success(), "{line}");
+}
+
 /// Runs `ip` in the test's node.
 fn ip(arguments: &str) {
-    let mut ip = Command::new("ip");
-    let status = ip.args(arguments.split_whitespace()).status();
-    assert!(status.unwrap().success(), "ip {arguments}");
+    run(&format!("ip {arguments}"));
 }
 
 fn ip_inside(task: &Netns, arguments: &str) {
@@ -252,6 +258,101 @@ fn each_injury_is_found_named_and_mended() {
             assert!(mended.len() <= 3, "`ip {injury}`: {mended:?}");
             assert_eq!(ensure().await, [""; 0], "`ip {injury}` is not mended");
         }
+    });
+}
+
+const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+
+/// What can be done to where fragments are put in order, on the node or inside, and what the repair says
+/// about it.
+const REASSEMBLY_INJURIES: &[(&str, &str)] = &[
+    (
+        "ip link del sn_reassembly",
+        "veth pair sn_reassembly and eth0 for fragments was missing",
+    ),
+    (
+        "ip link set sn_reassembly down",
+        "link sn_reassembly was down",
+    ),
+    (
+        "inside: ip link del eth0",
+        "veth pair sn_reassembly and eth0 for fragments was missing",
+    ),
+    (
+        "inside: ip link set eth0 mtu 1400",
+        "link eth0 was of an MTU other than 65535",
+    ),
+    (
+        "inside: ip link set eth0 arp on",
+        "link eth0 was with ARP on",
+    ),
+    (
+        "inside: ip link set eth0 address 02:00:00:00:00:02",
+        "link eth0 was under another MAC",
+    ),
+    (
+        "inside: ip route del default",
+        "route default by eth0 was missing",
+    ),
+    (
+        "inside: sysctl -qw net.ipv4.ip_forward=0",
+        "sysctl net/ipv4/ip_forward was 0",
+    ),
+    ("inside: nft flush ruleset", "nft table ip swarmnet in"),
+    (
+        "inside: nft flush chain ip swarmnet forward",
+        "nft table ip swarmnet in",
+    ),
+    ("umount", "network namespace"),
+];
+
+#[test]
+fn where_fragments_are_put_in_order_is_mended() {
+    on_a_node(|_| async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reassembly");
+        let mut reassembly = Reassembly::new(dir.path());
+        let mut ensure = async || {
+            let mut repairs = Repairs::default();
+            let ifindex = reassembly.ensure(Some(UPLINK_MAC), &mut repairs).await;
+            assert_ne!(ifindex.unwrap(), 0);
+            repairs.said()
+        };
+        ensure().await;
+        assert_eq!(ensure().await, [""; 0], "all is well");
+        for (injury, said) in REASSEMBLY_INJURIES {
+            match injury.strip_prefix("inside: ") {
+                Some(injury) => {
+                    let inside = Netns::open(&path).unwrap();
+                    let inflict = || {
+                        run(injury);
+                        Ok(())
+                    };
+                    inside.run(inflict).unwrap();
+                }
+                None if *injury == "umount" => Netns::open(&path).unwrap().remove().unwrap(),
+                None => run(injury),
+            }
+            let mended = ensure().await;
+            assert!(
+                mended.len() == 1 && mended[0].starts_with(said),
+                "`{injury}`: {mended:?}"
+            );
+            assert_eq!(ensure().await, [""; 0], "`{injury}` is not mended");
+        }
+        let (mut other, mut repairs) = (Reassembly::new(dir.path()), Repairs::default());
+        let without_mac = other.ensure(None, &mut repairs).await;
+        assert_eq!(without_mac.unwrap(), 0);
+        for _ in 0..2 {
+            Reassembly::new(dir.path()).remove().await.unwrap();
+        }
+        assert!(Netns::open(&path).is_err());
+        assert_eq!(
+            ensure().await.len(),
+            1,
+            "the namespace, and what it never had"
+        );
+        reassembly.remove().await.unwrap();
     });
 }
 

@@ -286,6 +286,7 @@ pub fn local(uplink: u32) -> LocalState {
         vxlan_ifindex: uplink,
         uplink_ifindex: uplink,
         underlay_mtu: 1_500,
+        reassembly_ifindex: 0,
         gateway_ifindex: uplink,
         gateway_addr: Ipv4Addr::new(172, 18, 0, 1),
         node_addrs: vec![OWN],

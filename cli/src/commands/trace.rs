@@ -36,6 +36,9 @@ pub struct Trace {
     /// A packet in the middle of a connection, not its first
     #[arg(long)]
     established: bool,
+    /// One of the fragments that the packet comes in
+    #[arg(long)]
+    fragment: bool,
     #[command(flatten)]
     listing: Listing,
 }
@@ -57,6 +60,7 @@ impl Trace {
             .query("dst", dst)
             .query("dst_port", dst_port)
             .query("established", self.established)
+            .query("fragment", self.fragment)
             .query("from", String::from(from(&self.from)?));
         let answer: TraceAnswer = client.get(route).await?;
         match &self.listing.format {

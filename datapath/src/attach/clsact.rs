@@ -26,11 +26,12 @@ use crate::{load::Loaded, netlink};
 const PRIORITY: u16 = 1;
 /// "sn" and a number, which is never given to another hook: filters outlive the build that made
 /// them.
-const HANDLES: [(Hook, u32); 4] = [
+const HANDLES: [(Hook, u32); 5] = [
     (Hook::UplinkTc, 0x736e_0001),
     (Hook::Vxlan, 0x736e_0002),
     (Hook::Task, 0x736e_0003),
     (Hook::Gateway, 0x736e_0004),
+    (Hook::Ordered, 0x736e_0005),
 ];
 
 const INGRESS: TcHandle = TcHandle {

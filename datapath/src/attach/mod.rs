@@ -74,6 +74,7 @@ pub(crate) enum Hook {
     Vxlan,
     Task,
     Gateway,
+    Ordered,
     Connect4,
     Sendmsg4,
     Recvmsg4,
@@ -81,12 +82,13 @@ pub(crate) enum Hook {
 }
 
 impl Hook {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::UplinkXdp,
         Self::UplinkTc,
         Self::Vxlan,
         Self::Task,
         Self::Gateway,
+        Self::Ordered,
         Self::Connect4,
         Self::Sendmsg4,
         Self::Recvmsg4,
@@ -101,6 +103,7 @@ impl Hook {
             Self::Vxlan => ProgramId::TcVxlan,
             Self::Task => ProgramId::TcTask,
             Self::Gateway => ProgramId::TcGateway,
+            Self::Ordered => ProgramId::TcOrdered,
             Self::Connect4 => ProgramId::Connect4,
             Self::Sendmsg4 => ProgramId::Sendmsg4,
             Self::Recvmsg4 => ProgramId::Recvmsg4,
@@ -117,6 +120,7 @@ impl Hook {
             Self::Vxlan => "vxlan",
             Self::Task => "task",
             Self::Gateway => "gateway",
+            Self::Ordered => "ordered",
             Self::Connect4 => "connect4",
             Self::Sendmsg4 => "sendmsg4",
             Self::Recvmsg4 => "recvmsg4",

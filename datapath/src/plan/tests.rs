@@ -282,6 +282,7 @@ fn local(draws: &[Draw]) -> LocalState {
         vxlan_ifindex: 2,
         uplink_ifindex: 3,
         underlay_mtu: 1500,
+        reassembly_ifindex: 0,
         gateway_ifindex: 4,
         gateway_addr: Ipv4Addr::new(172, 18, 0, 1),
         node_addrs: vec![vtep(SELF)],

@@ -70,6 +70,14 @@ impl<L: Lookup> Trail<'_, L> {
             return Err(DropReason::ForgedTaskAddress);
         }
         let (addr, port) = (self.probe.dst_addr(), self.probe.dst_port());
+        if let Ok(config) = config
+            && self.probe.fragment
+            && config.reassembly_ifindex != 0
+            && self.is_node_addr(addr)
+        {
+            let ifindex = config.reassembly_ifindex;
+            self.note(Step::Ordered { ifindex });
+        }
         let Some(service) = self.published(addr, port, SIDE_PACKETS) else {
             self.note(Step::NotPublished);
             return Ok(Outcome::Stack);

@@ -83,6 +83,13 @@ impl Step {
                 format!("published, by a service of {backends} backends"),
             ),
             Self::NotPublished => step("port", "not published"),
+            Self::Ordered { ifindex } => step(
+                "fragment",
+                format!(
+                    "by interface {ifindex} to where the kernel puts the packet together; back in \
+                     order, it goes where the first one goes:"
+                ),
+            ),
             Self::NotOfNode => step("address", "not one of this node's"),
             Self::Endpoint { endpoint, vtep } => {
                 step("address", format!("of {}, {}", task(endpoint), place(vtep)))

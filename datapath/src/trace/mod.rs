@@ -31,6 +31,8 @@ pub struct Probe {
     pub dst: (Ipv4Addr, u16),
     /// Of TCP: whether it is in the middle of a connection, not its SYN.
     pub established: bool,
+    /// Whether it is one of the fragments that the packet comes in.
+    pub fragment: bool,
 }
 
 impl Probe {
@@ -92,7 +94,8 @@ impl fmt::Display for Probe {
             _ => "",
         };
         let proto = protocol_name(self.proto);
-        write!(f, "{proto} {src}:{sport} -> {dst}:{dport}{kind}")
+        let part = if self.fragment { " (in fragments)" } else { "" };
+        write!(f, "{proto} {src}:{sport} -> {dst}:{dport}{kind}{part}")
     }
 }
 
@@ -149,6 +152,11 @@ pub enum Step {
     },
     NotPublished,
     NotOfNode,
+    /// A fragment goes where the kernel puts it in order with the others, and comes back.
+    Ordered {
+        /// Node's side of the way there.
+        ifindex: u32,
+    },
     /// The destination is the address of an endpoint.
     Endpoint {
         endpoint: u32,
@@ -345,6 +353,7 @@ impl Probe {
             src: (query.src, query.src_port),
             dst: (query.dst, query.dst_port),
             established: query.established,
+            fragment: query.fragment,
         })
     }
 }

@@ -7,7 +7,7 @@ use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -122,6 +122,8 @@ impl Switch {
             tunnel_mtu: TUNNEL_MTU,
             doubted: 0,
             unsettled_until: 0,
+            reassembly_ifindex: 0,
+            _pad: 0,
         });
         node.node_addr(addr);
         node.put("NETNS", namespace.cookie(), netns_value(NETNS_NODE, &[]));
@@ -130,6 +132,7 @@ impl Switch {
             node,
             addr,
             tasks: Vec::new(),
+            reassembly: None,
         };
         host.attach("sn_tc_uplink", "up0");
         host.attach("sn_tc_vxlan", "vx0");
@@ -142,6 +145,8 @@ pub struct Host {
     pub node: Node,
     pub addr: Be32,
     pub tasks: Vec<Task>,
+    /// Where the kernel puts fragments in order.
+    pub reassembly: Option<Namespace>,
 }
 
 pub struct Task {
@@ -195,6 +200,49 @@ impl Host {
                 .attach(&directory, CgroupAttachMode::Single)
                 .unwrap();
         }
+    }
+
+    /// Gives the node a namespace in which the kernel puts fragments in order.
+    pub fn put_in_order(&mut self) {
+        let inside = Namespace::new("reassembly");
+        inside.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+        inside.sysctl("net/ipv4/ip_forward", "1");
+        for scope in ["all", "default"] {
+            inside.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0");
+            inside.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0");
+        }
+        inside.sysctl("net/ipv4/ipfrag_time", "2");
+        let mac = self
+            .namespace
+            .mac("up0")
+            .map(|byte| format!("{byte:02x}"))
+            .join(":");
+        self.namespace.ip(&format!(
+            "link add order0 mtu 65535 type veth peer name eth0 mtu 65535 address {mac} netns {}",
+            inside.name
+        ));
+        self.namespace.ip("link set order0 up");
+        inside.ip("link set eth0 arp off up");
+        inside.ip("route add default dev eth0 scope link");
+        inside.nft(
+            "table ip order {\n\
+                 chain prerouting {\n\
+                     type filter hook prerouting priority raw; policy accept;\n\
+                     notrack\n\
+                 }\n\
+                 chain forward {\n\
+                     type filter hook forward priority filter; policy accept;\n\
+                     ct state untracked accept\n\
+                 }\n\
+             }\n",
+        );
+        self.attach("sn_tc_ordered", "order0");
+        let config: NodeConfig = self.node.array("CONFIG").get(&0, 0).unwrap();
+        self.node.configure(NodeConfig {
+            reassembly_ifindex: self.namespace.ifindex("order0"),
+            ..config
+        });
+        self.reassembly = Some(inside);
     }
 
     /// A task with both of its interfaces, and its entries in this node's own maps. Its counters
@@ -360,6 +408,52 @@ impl Drop for Cgroup {
         if !thread::panicking() {
             left.unwrap();
         }
+    }
+}
+
+/// Sends frames as they are out of a device.
+pub struct Wire {
+    socket: OwnedFd,
+    ifindex: u32,
+}
+
+impl Wire {
+    pub fn new(namespace: &Namespace, device: &str) -> Self {
+        let open = || {
+            // SAFETY: no pointers.
+            let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
+            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+            // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
+            unsafe { OwnedFd::from_raw_fd(fd) }
+        };
+        Self {
+            socket: namespace.run(open),
+            ifindex: namespace.ifindex(device),
+        }
+    }
+
+    pub fn send(&self, frame: &[u8]) {
+        // SAFETY: zero is a value of this structure.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = self.ifindex as i32;
+        // SAFETY: frame and address live until the call returns, and their sizes are passed.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of_val(&to) as u32,
+            )
+        };
+        assert_eq!(
+            sent,
+            frame.len() as isize,
+            "{}",
+            std::io::Error::last_os_error()
+        );
     }
 }
 
@@ -604,4 +698,13 @@ pub fn udp(namespace: &Namespace) -> UdpSocket {
     let socket = namespace.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
     socket.set_read_timeout(Some(patience())).unwrap();
     socket
+}
+
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience();
+    while !holds() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }

@@ -29,7 +29,13 @@ pub use packets::*;
 
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SWARMNET_EBPF_OBJECT"));
 
-pub const TC_PROGRAMS: [&str; 4] = ["sn_tc_uplink", "sn_tc_vxlan", "sn_tc_task", "sn_tc_gateway"];
+pub const TC_PROGRAMS: [&str; 5] = [
+    "sn_tc_uplink",
+    "sn_tc_vxlan",
+    "sn_tc_task",
+    "sn_tc_gateway",
+    "sn_tc_ordered",
+];
 pub const SOCKET_PROGRAMS: [&str; 4] = ["sn_connect4", "sn_sendmsg4", "sn_recvmsg4", "sn_getpeer4"];
 
 pub const TC_ACT_OK: u32 = 0;
@@ -113,6 +119,8 @@ impl Node {
             tunnel_mtu: TUNNEL_MTU,
             doubted: 0,
             unsettled_until: 0,
+            reassembly_ifindex: 0,
+            _pad: 0,
         });
         node
     }

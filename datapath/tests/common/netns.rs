@@ -2,11 +2,11 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     marker::PhantomData,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
 };
@@ -88,6 +88,22 @@ impl Namespace {
     #[track_caller]
     pub fn ip(&self, arguments: &str) {
         run_ip(&format!("-n {} {arguments}", self.name));
+    }
+
+    /// Gives `nft` a script.
+    #[track_caller]
+    pub fn nft(&self, script: &str) {
+        let mut nft = Command::new("ip")
+            .args(["netns", "exec", &self.name, "nft", "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        nft.stdin
+            .take()
+            .unwrap()
+            .write_all(script.as_bytes())
+            .unwrap();
+        assert!(nft.wait().unwrap().success(), "{script}");
     }
 
     /// Runs `work` on a thread inside of the namespace.

@@ -49,6 +49,7 @@ const GROUPS: &[Group] = &[
     programs("prog_icmp", Smoke::No),
     programs("prog_mtu", Smoke::All),
     programs("prog_fragment", Smoke::All),
+    programs("reassembly", Smoke::No),
     programs("links", Smoke::One("restart_keeps_links_and_programs")),
     programs("handover", Smoke::No),
     programs("sync", Smoke::No),
