@@ -20,7 +20,11 @@ fn the_root_is_replaced_under_traffic_and_tokens_follow_it() -> Result<()> {
     ensure!(root.starts_with("-----BEGIN CERTIFICATE-----"), "{root}");
     ensure!(manager.docker(&["swarm", "ca"])?.trim() == root.trim());
 
-    let rotated = manager.cli(&["ca", "--rotate"])?;
+    let output = manager.command(&["ca", "--rotate"])?.output()?;
+    let progress = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{progress}");
+    ensure!(progress.contains("of 3 nodes, waiting for"), "{progress}");
+    let rotated = String::from_utf8(output.stdout)?;
     ensure!(rotated != root, "{rotated}");
     ensure!(manager.docker(&["swarm", "ca"])?.trim() == rotated.trim());
     open.go_on()?;

@@ -2,14 +2,14 @@
 
 use anyhow::{Context, Result};
 use bollard_stubs::models::{
-    Swarm, SwarmInitRequest, SwarmSpec, SwarmSpecCaConfig, SwarmSpecDispatcher,
-    SwarmSpecEncryptionConfig, SwarmSpecOrchestration, SwarmSpecRaft, UnlockKeyResponse,
+    Node, Swarm, SwarmInitRequest, SwarmSpec, SwarmSpecCaConfig, SwarmSpecDispatcher,
+    SwarmSpecEncryptionConfig, SwarmSpecOrchestration, SwarmSpecRaft, TlsInfo, UnlockKeyResponse,
 };
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{
-    client::{Client, Route},
+    client::{Client, Filters, Route},
     units::parse_nanos,
 };
 
@@ -63,7 +63,7 @@ pub struct Init {
     /// Log entries between snapshots
     #[arg(long, value_name = "COUNT")]
     snapshot_interval: Option<u64>,
-    /// Old snapshots kept
+    /// Without effect here: the one snapshot that is kept has everything
     #[arg(long, value_name = "COUNT")]
     max_snapshots: Option<u64>,
     /// Lock managers: one that starts wants the unlock key
@@ -82,6 +82,16 @@ fn external_ca(_: &str) -> Result<String, &'static str> {
     )
 }
 
+/// What Swarm keeps as files beside its log for somebody to restore by hand.
+fn warn_of_snapshots(max: Option<u64>) {
+    if max.is_some_and(|max| max > 0) {
+        eprintln!(
+            "WARNING: --max-snapshots is noted and has no effect: each snapshot replaces the one \
+             before it; keep older states with `swarmnet backup FILE`"
+        );
+    }
+}
+
 /// The request with what the generated type leaves out.
 #[derive(Serialize)]
 struct InitRequest {
@@ -96,6 +106,7 @@ struct InitRequest {
 impl Init {
     pub async fn run(self, client: &Client) -> Result<()> {
         let autolock = self.autolock;
+        warn_of_snapshots(self.max_snapshots);
         let node: String = client
             .post(Route::new("swarm").segment("init"), &self.request())
             .await?;
@@ -310,7 +321,7 @@ pub struct Update {
     /// Log entries between snapshots
     #[arg(long, value_name = "COUNT")]
     snapshot_interval: Option<u64>,
-    /// Old snapshots kept
+    /// Without effect here: the one snapshot that is kept has everything
     #[arg(long, value_name = "COUNT")]
     max_snapshots: Option<u64>,
     /// Another authority that signs certificates
@@ -320,6 +331,7 @@ pub struct Update {
 
 impl Update {
     pub async fn run(self, client: &Client) -> Result<()> {
+        warn_of_snapshots(self.max_snapshots);
         let swarm = client.swarm().await?;
         let spec = swarm.spec.clone().unwrap_or_default();
         let was_locking = is_locking(&spec);
@@ -380,11 +392,19 @@ const ROTATION_LOOK: std::time::Duration = std::time::Duration::from_millis(200)
 impl Ca {
     pub async fn run(self, client: &Client) -> Result<()> {
         if self.rotate {
+            let old = trust_root(client.swarm().await?.tls_info);
             rotate_root(client).await?;
             if self.detach {
                 return Ok(());
             }
+            let mut shown = String::new();
             while client.swarm().await?.root_rotation_in_progress == Some(true) {
+                let line = rotation_line(&client.nodes(&Filters::default()).await?, &old);
+                if line != shown {
+                    // The certificate alone is on the standard output.
+                    eprintln!("{line}");
+                    shown = line;
+                }
                 tokio::time::sleep(ROTATION_LOOK).await;
             }
         }
@@ -397,6 +417,25 @@ impl Ca {
         let root = root.context("the daemon tells no root certificate")?;
         println!("{}", root.trim_end());
         Ok(())
+    }
+}
+
+fn trust_root(info: Option<TlsInfo>) -> String {
+    info.unwrap_or_default().trust_root.unwrap_or_default()
+}
+
+/// How far a rotation is, and whom it waits for: those whose certificates are from the `old` root.
+fn rotation_line(nodes: &[Node], old: &str) -> String {
+    let description = |node: &Node| node.description.clone().unwrap_or_default();
+    let waits = nodes.iter().map(description);
+    let waits = waits.filter(|node| trust_root(node.tls_info.clone()) == old);
+    let mut names: Vec<_> = waits.filter_map(|node| node.hostname).collect();
+    names.sort();
+    let renewed = nodes.len() - names.len();
+    let line = format!("renewed certificates: {renewed} of {} nodes", nodes.len());
+    match names.is_empty() {
+        true => line,
+        false => format!("{line}, waiting for {}", names.join(", ")),
     }
 }
 
@@ -564,6 +603,24 @@ mod tests {
         assert!(
             external.contains("signs its certificates itself"),
             "{external}"
+        );
+    }
+
+    #[test]
+    fn rotation_names_the_nodes_it_waits_for() {
+        let node = |name: &str, root: &str| {
+            let node = serde_json::json!({"Description": {"Hostname": name,
+                "TLSInfo": {"TrustRoot": root}}});
+            serde_json::from_value::<Node>(node).unwrap()
+        };
+        let nodes = [node("b", "old"), node("c", "new"), node("a", "old")];
+        assert_eq!(
+            rotation_line(&nodes, "old"),
+            "renewed certificates: 1 of 3 nodes, waiting for a, b"
+        );
+        assert_eq!(
+            rotation_line(&nodes[1..2], "old"),
+            "renewed certificates: 1 of 1 nodes"
         );
     }
 
