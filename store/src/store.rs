@@ -178,16 +178,8 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (dir, unlock) = (dir.to_owned(), unlock.cloned());
         let forced = spawn_blocking(move || {
-            let disk = Arc::new(Disk::open(&dir, unlock.as_ref())?);
-            let detached = machine::detach(&disk, Member { addr });
-            let outcome = detached.map_err(|error| disk.failure(&error));
-            disk.close();
-            match outcome? {
-                true => Ok(()),
-                false => Err(StoreError::Empty {
-                    path: disk.path().to_owned(),
-                }),
-            }
+            let disk = Disk::open(&dir, unlock.as_ref())?;
+            make_alone(&Arc::new(disk), RaftId(rand::random()), addr)
         });
         let forced = forced.await;
         forced.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
@@ -582,6 +574,19 @@ fn read_disk(disk: Arc<Disk>, new: RaftId) -> Result<Opened, StoreError> {
         machine,
         publisher,
     })
+}
+
+/// See [`Store::force_new`]; `id` is the new name. Closes the disk.
+fn make_alone(disk: &Arc<Disk>, id: RaftId, addr: SocketAddr) -> Result<(), StoreError> {
+    let detached = machine::detach(disk, id, Member { addr });
+    let outcome = detached.map_err(|error| disk.failure(&error));
+    disk.close();
+    match outcome? {
+        true => Ok(()),
+        false => Err(StoreError::Empty {
+            path: disk.path().to_owned(),
+        }),
+    }
 }
 
 fn damaged(disk: &Disk, error: &dyn std::error::Error) -> StoreError {

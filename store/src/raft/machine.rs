@@ -107,10 +107,10 @@ impl Machine {
     }
 }
 
-/// Rewrites what is on disk to the log of a group that has one member, under a new name: a snapshot
-/// of all that the log had, at a version of its own, and no log. Safe to be repeated if it was cut short. `false` when there
-/// is nothing on disk.
-pub(crate) fn detach(disk: &Arc<Disk>, member: Member) -> Result<bool, DiskError> {
+/// Rewrites what is on disk to the log of a group that has one member, under the new name `id`: a
+/// snapshot of all that the log had, at a version of its own, and no log. Safe to be repeated if it was
+/// cut short. `false` when there is nothing on disk.
+pub(crate) fn detach(disk: &Arc<Disk>, id: RaftId, member: Member) -> Result<bool, DiskError> {
     let (mut machine, _) = Machine::load(Arc::clone(disk))?;
     machine.replay()?;
     let applied = &mut machine.applied;
@@ -118,7 +118,6 @@ pub(crate) fn detach(disk: &Arc<Disk>, member: Member) -> Result<bool, DiskError
         return Ok(false);
     };
     applied.state.leap();
-    let id = RaftId(rand::random());
     let alone = Membership::new(vec![BTreeSet::from([id])], BTreeMap::from([(id, member)]));
     applied.membership = StoredMembership::new(Some(last), alone);
     disk.set_snapshot(&applied.meta(), &codec::encode(&applied.state))?;

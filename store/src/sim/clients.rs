@@ -25,7 +25,9 @@ const PAUSE_MILLIS: std::ops::Range<u64> = 5..80;
 const WRITES: f64 = 0.6;
 
 /// One that takes no part in the history.
-const LAST: NodeId = NodeId::from_raw(u128::MAX);
+fn last(act: u8) -> NodeId {
+    NodeId::from_raw(u128::MAX - u128::from(act))
+}
 
 /// One operation after the other, until `until`.
 pub(super) async fn client(world: Shared<World>, history: Shared<History>, until: Instant) {
@@ -95,13 +97,13 @@ fn value(state: &State, register: u64) -> Value {
     Some(name.parse().expect("we wrote it"))
 }
 
-/// A write after all others. What comes of it shows in the state.
-pub(super) async fn write_last(leader: &Store) {
-    let _ = leader.write(|tx| tx.put(blank(LAST))).await;
+/// A write after all others of an act. What comes of it shows in the state.
+pub(super) async fn write_last(leader: &Store, act: u8) {
+    let _ = leader.write(|tx| tx.put(blank(last(act)))).await;
 }
 
-pub(super) fn is_last_written(state: &State) -> bool {
-    state.node(LAST).is_some()
+pub(super) fn is_last_written(state: &State, act: u8) -> bool {
+    state.node(last(act)).is_some()
 }
 
 fn blank(id: NodeId) -> Node {

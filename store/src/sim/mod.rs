@@ -1,9 +1,13 @@
 //! Managers in one process, with virtual time, disks whose power fails and a network that loses,
-//! delays and repeats. One seed gives the size of the group, the faults and what clients do; the
-//! invariants are looked at after each step; then the faults stop, and the group must heal.
+//! delays and repeats. One seed gives the size of the group, who comes and goes, the faults and what
+//! clients do; the invariants are looked at after each step; then the faults stop, and the group must
+//! heal. At last all but one are lost for good, and that one goes on alone.
 //!
-//! * [`world`]: the hosts, and what goes wrong with them.
+//! * [`world`]: the hosts.
 //! * [`net`]: their network.
+//! * [`faults`]: what goes wrong with them.
+//! * [`members`]: who takes part.
+//! * [`recovery`]: the last act.
 //! * [`clients`]: who writes and reads.
 //! * [`history`]: what clients heard, which some order must explain.
 //! * [`invariants`]: what holds between managers.
@@ -11,28 +15,29 @@
 //! `SWARMNET_SIM_SEED=n` runs one seed, `SWARMNET_SIM_SEEDS=n` so many.
 
 mod clients;
+mod faults;
 mod history;
 mod invariants;
+mod members;
 mod net;
+mod recovery;
 mod world;
 
 use std::{cell::RefCell, collections::BTreeMap, panic::catch_unwind, rc::Rc, time::Duration};
 
-use rand::RngExt;
 use tokio::{
     task::LocalSet,
     time::{Instant, sleep, timeout},
 };
 
 use self::{clients::client, history::History, world::World};
+use crate::Store;
 
 const SEEDS: u64 = 100;
 /// Of virtual time.
-const FAULTS: Duration = Duration::from_secs(10);
+const FAULTS: Duration = Duration::from_secs(8);
 /// Between two looks at the invariants.
 const STEP: Duration = Duration::from_millis(50);
-/// Between two things that go wrong.
-const PAUSE_MILLIS: std::ops::Range<u64> = 100..1500;
 /// For the group to be whole again once the faults have stopped.
 const HEALING: Duration = Duration::from_secs(60);
 const CLIENTS: usize = 3;
@@ -105,13 +110,17 @@ async fn scenario(seed: u64) -> History {
         .map(|_| tokio::task::spawn_local(client(world.clone(), history.clone(), until)))
         .collect();
     go_wrong(&world, until).await;
-    heal(&world).await;
-    for client in clients {
-        let ended = timeout(HEALING, client).await;
-        ended.expect("no operation hangs").expect("a client");
+    faults::repair(&world).await;
+    let change = world.borrow_mut().change.take();
+    for task in clients.into_iter().chain(change) {
+        let ended = timeout(HEALING, task).await;
+        ended.expect("no operation hangs").expect("no panic");
     }
-    world.borrow_mut().check_at_end();
+    let leader = agree(&world, 1).await;
+    world.borrow().check_acknowledged(&leader);
     history.borrow().check();
+    recovery::go_on_alone(&world, &leader).await;
+    agree(&world, 2).await;
     history.take()
 }
 
@@ -120,32 +129,30 @@ async fn go_wrong(world: &Shared<World>, until: Instant) {
     while Instant::now() < until {
         sleep(STEP).await;
         world.borrow_mut().step();
+        faults::bring_back(world).await;
         if Instant::now() >= next {
-            world::meddle(world).await;
-            let pause = world.borrow_mut().random.random_range(PAUSE_MILLIS);
-            next = Instant::now() + Duration::from_millis(pause);
+            next = Instant::now() + faults::meddle(world).await;
         }
     }
 }
 
-/// Without faults, with all up, a write comes through, and all agree.
-async fn heal(world: &Shared<World>) {
-    world::repair(world).await;
-    let healed = async {
+/// Without faults, a write comes through, and all members agree. Returns who leads them.
+async fn agree(world: &Shared<World>, act: u8) -> Store {
+    let agreed = async {
         loop {
             sleep(STEP).await;
             world.borrow_mut().step();
-            let hosts = world.borrow().up();
-            let Some(leader) = hosts.iter().find(|store| store.standing().borrow().leads()) else {
+            let Some(leader) = world.borrow().leader() else {
                 continue;
             };
             let newest = leader.state();
-            if !clients::is_last_written(&newest) {
-                clients::write_last(leader).await;
-            } else if hosts.iter().all(|store| *store.state() == *newest) {
-                return;
+            let members = world.borrow().up_among(&leader.members());
+            if !clients::is_last_written(&newest, act) {
+                clients::write_last(&leader, act).await;
+            } else if members.iter().all(|store| *store.state() == *newest) {
+                return leader;
             }
         }
     };
-    timeout(HEALING, healed).await.expect("the group heals");
+    timeout(HEALING, agreed).await.expect("the group heals")
 }

@@ -55,6 +55,8 @@ struct Inner {
     hosts: BTreeMap<u8, Plugged>,
     /// All others are good.
     links: BTreeMap<(u8, u8), Link>,
+    /// Whose power fails with the next vote that it gives.
+    fickle: Option<u8>,
 }
 
 /// What runs on a host, for as long as its disk has power.
@@ -62,6 +64,14 @@ struct Inner {
 struct Plugged {
     store: Store,
     disk: Failing,
+}
+
+/// A call on its way between hosts.
+#[derive(Clone)]
+struct Message {
+    from: u8,
+    to: u8,
+    call: Vec<u8>,
 }
 
 /// What becomes of one message: the delay of each of its copies.
@@ -73,6 +83,7 @@ impl Net {
             random,
             hosts: BTreeMap::new(),
             links: BTreeMap::new(),
+            fickle: None,
         })))
     }
 
@@ -90,7 +101,29 @@ impl Net {
     }
 
     pub(super) fn heal(&self) {
-        self.lock().links.clear();
+        let mut inner = self.lock();
+        inner.links.clear();
+        inner.fickle = None;
+    }
+
+    /// The next vote that the host gives is heard, and nothing that it has not synced by then is
+    /// kept: its power fails. It hears nothing more of whom it voted for.
+    pub(super) fn fail_with_next_vote(&self, host: u8) {
+        self.lock().fickle = Some(host);
+    }
+
+    /// Whether it has, or no host is to.
+    pub(super) fn has_voted(&self) -> bool {
+        self.lock().fickle.is_none()
+    }
+
+    fn voted(&self, voter: u8, candidate: u8, disk: &Failing) {
+        let mut inner = self.lock();
+        if inner.fickle == Some(voter) {
+            inner.fickle = None;
+            inner.links.insert((candidate, voter), Link::CUT);
+            disk.fail_after(0);
+        }
     }
 
     fn fate(&self, from: u8, to: u8) -> Fate {
@@ -107,14 +140,21 @@ impl Net {
     }
 
     /// The answer of who is there by the time the message comes, if it has power for that long.
-    async fn deliver(&self, to: u8, call: Vec<u8>, after: Duration) -> Option<Vec<u8>> {
+    async fn deliver(&self, message: Message, after: Duration) -> Option<Vec<u8>> {
         sleep(after).await;
+        let Message { from, to, call } = message;
         let plugged = self.lock().hosts.get(&to).cloned()?;
         if plugged.disk.has_failed() {
             return None;
         }
         let reply = plugged.store.answer(codec::decode(&call).unwrap()).await?;
-        (!plugged.disk.has_failed()).then(|| codec::encode(&reply))
+        if plugged.disk.has_failed() {
+            return None;
+        }
+        if matches!(&reply, RaftReply::Vote(Ok(answer)) if answer.vote_granted) {
+            self.voted(to, from, &plugged.disk);
+        }
+        Some(codec::encode(&reply))
     }
 }
 
@@ -142,7 +182,11 @@ impl RaftTransport for Port {
             unreachable!("hosts have IPv4 addresses");
         };
         let to = addr.ip().octets()[3];
-        let message = codec::encode(&call);
+        let message = Message {
+            from: self.host,
+            to,
+            call: codec::encode(&call),
+        };
         let mut copies = self.net.fate(self.host, to).into_iter();
         let first = match copies.next() {
             Some(first) if !self.disk.has_failed() => first,
@@ -151,9 +195,9 @@ impl RaftTransport for Port {
         for after in copies {
             let (net, message) = (self.net.clone(), message.clone());
             // Nobody waits for the answer to a repetition.
-            tokio::spawn(async move { net.deliver(to, message, after).await });
+            tokio::spawn(async move { net.deliver(message, after).await });
         }
-        let Some(reply) = self.net.deliver(to, message, first).await else {
+        let Some(reply) = self.net.deliver(message, first).await else {
             return Err(TransportError {
                 to: call.to,
                 member: member.clone(),

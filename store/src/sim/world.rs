@@ -1,45 +1,52 @@
-//! The hosts, and what goes wrong with them.
+//! The hosts: what runs on them, and what is left of it when it ends.
 
 use std::sync::{Arc, LazyLock};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use tokio::task::JoinHandle;
 use vault::DataKey;
 
 use super::{
     Shared,
     invariants::Invariants,
-    net::{Link, Net, Port, addr},
+    net::{Net, Port, addr},
 };
 use crate::{
-    Start, Store, StoreConfig, disk::failing::Failing, raft::Member, store::simulated::Simulated,
+    Members, Start, Store, StoreConfig,
+    disk::failing::Failing,
+    raft::{Member, RaftId},
+    store::simulated::Simulated,
 };
+
+/// Hosts beside those of the first members.
+const SPARE: u8 = 1;
 
 /// Entries kept behind a snapshot: few, so that who was away for a while has to take the snapshot.
 const LOG_KEPT: u64 = 5;
-/// Operations on a disk until its power fails, once it is to fail: some commits.
-const LAST_OPERATIONS: std::ops::Range<u64> = 0..60;
 
 /// Chance that a client asks one that takes itself for the leader: there may be more than one.
 const TO_LEADER: f64 = 0.5;
-
-/// Chance that a host takes a snapshot before something goes wrong.
-const SNAPSHOT: f64 = 0.5;
 
 struct Host {
     disk: Failing,
     /// `None` while it is down.
     store: Option<Store>,
+    is_starting: bool,
 }
 
 pub(super) struct World {
     pub(super) random: StdRng,
-    net: Net,
+    pub(super) net: Net,
     hosts: Vec<Host>,
     pub(super) invariants: Invariants,
+    /// A voter whose power fails with its next vote, and the leader from before.
+    pub(super) tempted: Option<(u8, u8)>,
+    /// A change of the members that goes on.
+    pub(super) change: Option<JoinHandle<()>>,
 }
 
 impl World {
-    /// A group of three or five.
+    /// A group of three or five, and one more host.
     pub(super) async fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let size = if random.random() { 3 } else { 5 };
@@ -49,29 +56,34 @@ impl World {
             net,
             hosts: Vec::new(),
             invariants: Invariants::default(),
+            tempted: None,
+            change: None,
         };
-        for number in 1..=size {
-            let disk = Failing::with(Vec::new(), u64::MAX);
+        for number in 1..=size + SPARE {
+            let disk = blank();
             let start = match number {
                 1 => Start::Found,
                 _ => Start::Join,
             };
             let simulated = world.simulated(&disk);
             let opened = open(&world.net, number, start, simulated).await;
-            world.hosts.push(Host { disk, store: None });
+            world.hosts.push(Host {
+                disk,
+                store: None,
+                is_starting: false,
+            });
             world.came_up(number, opened);
         }
-        let mut stores = world.up().into_iter();
+        let mut stores = world.up().into_iter().take(size.into());
         let first = stores.next().expect("there is one");
         for (other, number) in stores.zip(2..) {
-            let member = Member { addr: addr(number) };
-            let added = first.add_member(other.id(), member).await;
+            let added = first.add_member(other.id(), member(number)).await;
             added.expect("nothing is in the way yet");
         }
         world
     }
 
-    fn simulated(&mut self, disk: &Failing) -> Simulated {
+    pub(super) fn simulated(&mut self, disk: &Failing) -> Simulated {
         // One for all disks: what is sealed is not what is tried here.
         static KEY: LazyLock<DataKey> = LazyLock::new(DataKey::generate);
         Simulated {
@@ -86,6 +98,7 @@ impl World {
         self.invariants.began(&store);
         let host = self.host(number);
         host.store = Some(store.clone());
+        host.is_starting = false;
         let disk = host.disk.clone();
         self.net.plug(number, store, disk);
     }
@@ -94,32 +107,55 @@ impl World {
         &mut self.hosts[usize::from(number) - 1]
     }
 
+    /// `None` while it is down.
+    pub(super) fn store(&self, number: u8) -> Option<&Store> {
+        self.hosts[usize::from(number) - 1].store.as_ref()
+    }
+
+    pub(super) fn disk(&self, number: u8) -> &Failing {
+        &self.hosts[usize::from(number) - 1].disk
+    }
+
+    pub(super) fn numbers(&self) -> std::ops::RangeInclusive<u8> {
+        1..=u8::try_from(self.hosts.len()).expect("a few")
+    }
+
     /// Of the hosts that are up, in order.
     pub(super) fn up(&self) -> Vec<Store> {
         self.hosts.iter().filter_map(|h| h.store.clone()).collect()
     }
 
+    /// Those of them that are among `members`.
+    pub(super) fn up_among(&self, members: &Members) -> Vec<Store> {
+        let mut up = self.up();
+        up.retain(|store| is_among(members, store.id()));
+        up
+    }
+
+    /// Who take themselves for the leader.
+    pub(super) fn leaders(&self) -> Vec<u8> {
+        let leads = |store: &Store| store.standing().borrow().leads();
+        let is_leader = |number: &u8| self.store(*number).is_some_and(leads);
+        self.numbers().filter(is_leader).collect()
+    }
+
+    pub(super) fn leader(&self) -> Option<Store> {
+        let leader = *self.leaders().first()?;
+        self.store(leader).cloned()
+    }
+
     /// Of a host that takes itself for the leader, or of any, unless it is down.
     pub(super) fn asked(&mut self) -> Option<Store> {
-        let mut leaders = self.up();
-        leaders.retain(|store| store.standing().borrow().leads());
-        if self.random.random_bool(TO_LEADER) {
-            return leaders.choose(&mut self.random).cloned();
-        }
-        self.any_store()
+        let number = match self.random.random_bool(TO_LEADER) {
+            true => *self.leaders().choose(&mut self.random)?,
+            false => self.any(),
+        };
+        self.store(number).cloned()
     }
 
-    fn any_store(&mut self) -> Option<Store> {
-        let number = self.any();
-        self.host(number).store.clone()
-    }
-
-    fn any(&mut self) -> u8 {
-        self.random.random_range(1..=self.size())
-    }
-
-    fn size(&self) -> u8 {
-        u8::try_from(self.hosts.len()).expect("a few")
+    pub(super) fn any(&mut self) -> u8 {
+        let numbers = self.numbers();
+        self.random.random_range(numbers)
     }
 
     /// Looks at the invariants, and takes those down whose power has failed.
@@ -135,14 +171,18 @@ impl World {
     }
 
     /// When the group has healed.
-    pub(super) fn check_at_end(&mut self) {
-        self.step();
-        self.invariants.check_acknowledged(&self.up());
+    pub(super) fn check_acknowledged(&self, leader: &Store) {
+        let members = self.up_among(&leader.members());
+        self.invariants.check_acknowledged(&members);
+    }
+
+    /// How likely a sector that was not synced is there: all are, none, or any.
+    pub(super) fn draw_kept(&mut self) -> f64 {
+        *[0.0, 0.5, 1.0].choose(&mut self.random).expect("three")
     }
 
     /// What the power's failure left of a host's disk.
-    fn found_later(&mut self, number: u8) -> Failing {
-        let kept = *[0.0, 0.5, 1.0].choose(&mut self.random).expect("three");
+    pub(super) fn found_later(&mut self, number: u8, kept: f64) -> Failing {
         let disk = self.host(number).disk.clone();
         let image = disk.after_failure(&mut self.random, kept);
         let disk = Failing::with(image, u64::MAX);
@@ -150,41 +190,26 @@ impl World {
         disk
     }
 
-    /// Two parts that hear nothing of each other.
-    fn split(&mut self) {
-        let hosts = 1..=self.size();
-        let sides: Vec<bool> = hosts.clone().map(|_| self.random.random()).collect();
-        let side = |host: u8| sides[usize::from(host) - 1];
-        for from in hosts.clone() {
-            for to in hosts.clone().filter(|to| side(*to) != side(from)) {
-                self.net.set(from, to, Link::CUT);
-            }
+    /// Takes a host down, and everything from its disk.
+    pub(super) fn wipe(&mut self, number: u8) {
+        let host = self.host(number);
+        host.disk = blank();
+        if let Some(store) = host.store.take() {
+            tokio::spawn(async move { store.shutdown().await });
         }
     }
+}
 
-    /// Those who lead hear nothing of the others, nor these of them; all others hear each other.
-    fn isolate_leader(&mut self) {
-        self.net.heal();
-        for leader in 1..=self.size() {
-            let store = self.host(leader).store.as_ref();
-            if store.is_some_and(|store| store.standing().borrow().leads()) {
-                for other in (1..=self.size()).filter(|other| *other != leader) {
-                    self.net.set(leader, other, Link::CUT);
-                    self.net.set(other, leader, Link::CUT);
-                }
-            }
-        }
-    }
+fn blank() -> Failing {
+    Failing::with(Vec::new(), u64::MAX)
+}
 
-    fn spoil(&mut self, link: Link) {
-        let (from, to) = (self.any(), self.any());
-        self.net.set(from, to, link);
-    }
+pub(super) fn member(number: u8) -> Member {
+    Member { addr: addr(number) }
+}
 
-    fn fail_power(&mut self, after: u64) {
-        let number = self.any();
-        self.host(number).disk.fail_after(after);
-    }
+pub(super) fn is_among(members: &Members, id: RaftId) -> bool {
+    members.voters.contains_key(&id) || members.learners.contains_key(&id)
 }
 
 async fn open(net: &Net, number: u8, start: Start, simulated: Simulated) -> Store {
@@ -202,62 +227,22 @@ async fn open(net: &Net, number: u8, start: Start, simulated: Simulated) -> Stor
     opened.expect("what was synced can be read")
 }
 
-/// One thing goes wrong, or right again.
-pub(super) async fn meddle(world: &Shared<World>) {
-    let what = world.borrow_mut().random.random_range(0..100);
-    snapshot(world).await;
-    match what {
-        0..20 => world.borrow().net.heal(),
-        20..30 => world.borrow_mut().split(),
-        30..37 => world.borrow_mut().spoil(Link::CUT),
-        37..45 => world.borrow_mut().spoil(Link::BAD),
-        45..52 => world.borrow_mut().fail_power(0),
-        52..65 => {
-            let after = world.borrow_mut().random.random_range(LAST_OPERATIONS);
-            world.borrow_mut().fail_power(after);
-        }
-        65..77 => world.borrow_mut().isolate_leader(),
-        _ => {
-            let number = world.borrow_mut().any();
-            start(world, number).await;
-        }
-    }
+/// Starts a host, with what its disk kept, unless it is up.
+pub(super) async fn start(world: &Shared<World>, number: u8) {
+    let kept = world.borrow_mut().draw_kept();
+    start_with(world, number, kept).await;
 }
 
-/// Some host takes one, or not.
-async fn snapshot(world: &Shared<World>) {
-    let store = {
-        let mut world = world.borrow_mut();
-        let takes = world.random.random_bool(SNAPSHOT);
-        takes.then(|| world.any_store()).flatten()
-    };
-    if let Some(store) = store {
-        // One whose power has failed takes none.
-        let _ = store.snapshot().await;
-    }
-}
-
-/// Takes all faults away, and starts who is down.
-pub(super) async fn repair(world: &Shared<World>) {
-    world.borrow().net.heal();
-    let hosts = 1..=world.borrow().size();
-    for number in hosts.clone() {
-        world.borrow_mut().host(number).disk.endure();
-    }
-    world.borrow_mut().step();
-    for number in hosts {
-        start(world, number).await;
-    }
-}
-
-/// Starts a host that is down, with what its disk kept.
-async fn start(world: &Shared<World>, number: u8) {
+/// As [`start`]; `kept` is how likely a sector that was not synced is there.
+pub(super) async fn start_with(world: &Shared<World>, number: u8, kept: f64) {
     let (net, simulated) = {
         let mut world = world.borrow_mut();
-        if world.host(number).store.is_some() {
+        let host = world.host(number);
+        if host.store.is_some() || host.is_starting {
             return;
         }
-        let disk = world.found_later(number);
+        host.is_starting = true;
+        let disk = world.found_later(number, kept);
         (world.net.clone(), world.simulated(&disk))
     };
     let store = open(&net, number, Start::Join, simulated).await;

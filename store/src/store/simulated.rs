@@ -1,12 +1,12 @@
 //! Stores for the simulation, with nothing left to chance but what it gives them.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use openraft::ServerState;
 use rand::{RngExt, rngs::StdRng};
 use vault::DataKey;
 
-use super::{Disk, RaftId, Store, StoreConfig, StoreError, election, read_disk};
+use super::{Disk, RaftId, Store, StoreConfig, StoreError, election, make_alone, read_disk};
 use crate::disk::failing::Failing;
 
 /// What a store has instead of a directory and of chance.
@@ -27,6 +27,13 @@ impl Simulated {
         let opened = read_disk(Arc::new(disk), id)?;
         let draw = move || election::patience(&mut self.random);
         Store::start(opened, config, self.log_kept, draw).await
+    }
+
+    /// # Errors
+    /// As [`Store::force_new`].
+    pub(crate) fn force_new(mut self, addr: SocketAddr) -> Result<(), StoreError> {
+        let disk = Disk::open_on("simulated".into(), self.key, self.disk)?;
+        make_alone(&Arc::new(disk), RaftId(self.random.random()), addr)
     }
 }
 
