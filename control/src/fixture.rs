@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use model::{
     ClusterId, NetworkId, NodeId,
     object::{
@@ -11,7 +11,7 @@ use model::{
     },
     spec::{ContainerSpec, NodeSpec, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec},
 };
-use store::{State, Transaction};
+use store::{Change, State, Transaction};
 
 /// When tests begin.
 pub fn epoch() -> Timestamp {
@@ -102,6 +102,10 @@ pub fn port(published: Option<u16>, target: u16) -> PortSpec {
 pub struct World {
     pub state: Arc<State>,
     pub now: Timestamp,
+    /// By how much the leader's clock is ahead.
+    pub skew: SignedDuration,
+    /// Since they were last taken.
+    pub changes: Vec<Change>,
 }
 
 impl World {
@@ -110,6 +114,8 @@ impl World {
         let mut world = Self {
             state: Arc::default(),
             now: epoch(),
+            skew: SignedDuration::ZERO,
+            changes: Vec::new(),
         };
         world.write(|tx| {
             tx.put(cluster()).unwrap();
@@ -120,11 +126,12 @@ impl World {
 
     /// Runs a transaction and applies it.
     pub fn write<T>(&mut self, f: impl FnOnce(&mut Transaction) -> T) -> T {
-        let mut tx = Transaction::new(Arc::clone(&self.state), self.now);
+        let mut tx = Transaction::new(Arc::clone(&self.state), self.now + self.skew);
         let out = f(&mut tx);
         if !tx.is_empty() {
             let mut state = State::clone(&self.state);
-            state.apply(tx.finish().expect("nothing stale")).unwrap();
+            let commit = state.apply(tx.finish().expect("nothing stale")).unwrap();
+            self.changes.extend(commit.changes);
             self.state = Arc::new(state);
         }
         out
@@ -135,7 +142,7 @@ impl World {
         &mut self,
         f: impl FnOnce(&mut Transaction) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut tx = Transaction::new(Arc::clone(&self.state), self.now);
+        let mut tx = Transaction::new(Arc::clone(&self.state), self.now + self.skew);
         let out = f(&mut tx)?;
         self.write(|whole| *whole = tx);
         Ok(out)

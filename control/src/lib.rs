@@ -26,6 +26,8 @@ pub mod scheduler;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
+mod sim_agents;
+#[cfg(test)]
 mod sim_tests;
 pub mod stage;
 

@@ -173,12 +173,25 @@ impl Sim {
                 task.slot
             );
         }
+        self.check_networks();
         self.check_host_ports();
         let mut ports = HashSet::new();
         let all = state.services().flat_map(|service| &service.endpoint.ports);
         for port in all.filter(|port| port.mode == PublishMode::Ingress) {
             let published = port.published.expect("ingress ports are filled in");
             assert!(ports.insert((port.protocol, published)), "{port:?} twice");
+        }
+    }
+
+    fn check_networks(&self) {
+        let networks: Vec<_> = self.world.state.networks().collect();
+        for (place, network) in networks.iter().enumerate() {
+            for other in &networks[..place] {
+                assert_ne!(network.vni, other.vni, "{network:?} and {other:?}");
+                let (one, two) = (network.subnet, other.subnet);
+                let overlap = one.contains(&two.network()) || two.contains(&one.network());
+                assert!(!overlap, "{network:?} and {other:?}");
+            }
         }
     }
 

@@ -2,26 +2,43 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use jiff::Timestamp;
 use model::{
-    ServiceId, TaskState,
+    NetworkId, ServiceId, TaskState,
     object::UpdateState,
     spec::{Availability, FailureAction, RestartPolicy, ServiceMode, UpdateConfig, UpdateOrder},
 };
 use rand::RngExt;
+use tokio::time::Instant;
 
-use crate::{fixture, ops, sim::Sim};
+use crate::{fixture, ops, sim::Sim, sim_agents::Agents};
+
+/// What networks are called that no service uses.
+const SPARE: &str = "spare";
 
 /// More with `SWARMNET_SIM_SEEDS`.
 const SEEDS: u64 = 15;
 
+/// They cost less there.
+const SEEDS_WITH_AGENTS: u64 = 100;
+
 fn seeds() -> std::ops::Range<u64> {
-    let wanted = std::env::var("SWARMNET_SIM_SEEDS").ok();
-    0..wanted.map_or(SEEDS, |seeds| seeds.parse().expect("a number of seeds"))
+    seeds_or(SEEDS)
 }
 
-fn network(sim: &mut Sim, name: &str) -> model::NetworkId {
+fn seeds_or(few: u64) -> std::ops::Range<u64> {
+    let wanted = std::env::var("SWARMNET_SIM_SEEDS").ok();
+    0..wanted.map_or(few, |seeds| seeds.parse().expect("a number of seeds"))
+}
+
+fn network(sim: &mut Sim, name: &str) -> NetworkId {
+    network_in(sim, name, None)
+}
+
+fn network_in(sim: &mut Sim, name: &str, subnet: Option<&str>) -> NetworkId {
     let spec = model::spec::NetworkSpec {
         name: name.to_owned(),
+        subnet: subnet.map(|subnet| subnet.parse().expect("a subnet")),
         ..Default::default()
     };
     sim.world
@@ -40,10 +57,20 @@ fn quick_restarts() -> Option<RestartPolicy> {
 fn disturb(sim: &mut Sim, services: &[ServiceId]) {
     let nodes = sim.nodes();
     let node = nodes[sim.rng.random_range(0..nodes.len())];
-    let service = services[sim.rng.random_range(0..services.len())];
     match sim.rng.random_range(0..12) {
         0 => sim.set_down(node, true),
         1 => sim.set_down(node, false),
+        2 => sim.restart_manager(),
+        _ => wish(sim, services),
+    }
+}
+
+/// One random event in what users want of it.
+fn wish(sim: &mut Sim, services: &[ServiceId]) {
+    let nodes = sim.nodes();
+    let node = nodes[sim.rng.random_range(0..nodes.len())];
+    let service = services[sim.rng.random_range(0..services.len())];
+    match sim.rng.random_range(2..11) {
         2 => sim.set_availability(node, Availability::Drain),
         3 => sim.set_availability(node, Availability::Active),
         4 => sim.set_availability(node, Availability::Pause),
@@ -59,15 +86,14 @@ fn disturb(sim: &mut Sim, services: &[ServiceId]) {
             let word = format!("v{}", sim.rng.random_range(0..4));
             sim.update(service, |spec| spec.task.container.args = vec![word]);
         }
-        7 => sim.restart_manager(),
-        8 => {
+        7 => {
             sim.world.add_nodes(1);
         }
-        9 if nodes.len() > 3 => {
+        8 if nodes.len() > 3 => {
             let removed = sim.world.try_write(|tx| ops::node::remove(tx, node, true));
             removed.unwrap();
         }
-        10 => {
+        9 => {
             let broken = format!("v{}", sim.rng.random_range(0..8));
             sim.broken = Some(broken);
         }
@@ -128,26 +154,40 @@ fn assert_converged(sim: &mut Sim, id: ServiceId, seed: u64) {
     }
 }
 
+fn services(sim: &mut Sim, [a, b]: [NetworkId; 2]) -> Vec<ServiceId> {
+    let replicated = ServiceMode::Replicated { replicas: 4 };
+    let wanted = [
+        ("web", replicated, vec![a]),
+        ("db", replicated, vec![a, b]),
+        ("agent", ServiceMode::Global, vec![b]),
+    ];
+    let created = wanted.into_iter().map(|(name, mode, networks)| {
+        let mut spec = fixture::service(name, 4, &networks);
+        spec.mode = mode;
+        spec.task.restart = quick_restarts();
+        spec.endpoint.ports = vec![fixture::port(None, 80), fixture::port(None, 81)];
+        sim.create(spec)
+    });
+    created.collect()
+}
+
+fn stop_disturbing(sim: &mut Sim, services: &[ServiceId]) {
+    sim.broken = None;
+    for service in services {
+        // What was paused goes on.
+        sim.update(*service, |_| {});
+    }
+    for node in sim.nodes() {
+        sim.set_availability(node, Availability::Active);
+    }
+}
+
 #[test]
 fn random_histories_end_as_wanted() {
     for seed in seeds() {
         let mut sim = Sim::new(seed, 5);
-        let (a, b) = (network(&mut sim, "a"), network(&mut sim, "b"));
-        let replicated = ServiceMode::Replicated { replicas: 4 };
-        let services: Vec<_> = [
-            ("web", replicated, vec![a]),
-            ("db", replicated, vec![a, b]),
-            ("agent", ServiceMode::Global, vec![b]),
-        ]
-        .into_iter()
-        .map(|(name, mode, networks)| {
-            let mut spec = fixture::service(name, 4, &networks);
-            spec.mode = mode;
-            spec.task.restart = quick_restarts();
-            spec.endpoint.ports = vec![fixture::port(None, 80), fixture::port(None, 81)];
-            sim.create(spec)
-        })
-        .collect();
+        let networks = [network(&mut sim, "a"), network(&mut sim, "b")];
+        let services = services(&mut sim, networks);
         sim.failure = 0.02;
         for _ in 0..60 {
             disturb(&mut sim, &services);
@@ -155,14 +195,9 @@ fn random_histories_end_as_wanted() {
             sim.run_for(Duration::from_millis(pause));
         }
         sim.failure = 0.0;
-        sim.broken = None;
-        for service in &services {
-            // What was paused goes on.
-            sim.update(*service, |_| {});
-        }
+        stop_disturbing(&mut sim, &services);
         for node in sim.nodes() {
             sim.set_down(node, false);
-            sim.set_availability(node, Availability::Active);
         }
         let healed = sim.run_until(Duration::from_secs(240), |sim| {
             services.iter().all(|service| is_at_rest(sim, *service))
@@ -179,9 +214,124 @@ fn random_histories_end_as_wanted() {
         }
         sim.run_for(Duration::from_secs(30));
         assert_eq!(sim.world.state.task_count(), 0, "seed {seed}");
-        for network in [a, b] {
+        for network in networks {
             let removed = sim.world.try_write(|tx| ops::network::remove(tx, network));
             removed.unwrap();
+        }
+    }
+}
+
+/// A cluster whose agents act on their views, cut off and connected anew.
+struct Connected {
+    sim: Sim,
+    agents: Agents,
+    /// A service whose ports change.
+    front: ServiceId,
+    begun: (Timestamp, Instant),
+}
+
+impl Connected {
+    fn now(&self) -> Instant {
+        let (epoch, begun) = self.begun;
+        let passed = self.sim.world.now.duration_since(epoch);
+        begun + Duration::try_from(passed).expect("time goes forward")
+    }
+
+    fn step(&mut self) {
+        let round = Duration::from_millis(self.sim.rng.random_range(20..200));
+        self.sim.world.now += round;
+        self.agents.join(&mut self.sim);
+        let now = self.now();
+        self.agents.step(&mut self.sim, now);
+        self.sim.settle();
+    }
+
+    fn run_until(&mut self, time: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now() + time;
+        self.step();
+        while self.now() < end && !done(self) {
+            self.step();
+        }
+        done(self)
+    }
+
+    fn disturb(&mut self, services: &[ServiceId]) {
+        let nodes = self.sim.nodes();
+        let node = nodes[self.sim.rng.random_range(0..nodes.len())];
+        let now = self.now();
+        let Self { sim, agents, .. } = self;
+        match sim.rng.random_range(0..12) {
+            0..2 => agents.cut(node, now),
+            2..4 => agents.connect(sim, node),
+            4 => agents.reboot(sim, node),
+            5 => agents.change_leader(sim, now),
+            6 => change_networks(sim),
+            7 => {
+                let target = sim.rng.random_range(81..90);
+                let ports = vec![fixture::port(None, 80), fixture::port(None, target)];
+                sim.update(self.front, |spec| spec.endpoint.ports = ports);
+            }
+            _ => wish(sim, services),
+        }
+    }
+}
+
+/// One more network, or one less.
+fn change_networks(sim: &mut Sim) {
+    let networks = sim.world.state.networks();
+    let mut spare = networks.filter(|network| network.spec.name.starts_with(SPARE));
+    let last = spare.next().map(|network| network.id);
+    drop(spare);
+    match last.filter(|_| sim.rng.random()) {
+        Some(id) => {
+            let removed = sim.world.try_write(|tx| ops::network::remove(tx, id));
+            removed.expect("nobody uses it");
+        }
+        None => {
+            let name = format!("{SPARE}{}", sim.world.state.version());
+            network(sim, &name);
+        }
+    }
+}
+
+/// Whatever becomes of links, nodes and leaders: what [`Agents`] names holds at any time, and when all
+/// are connected again, each agent has what the managers have for it, and runs what they want.
+#[test]
+fn agents_run_nothing_twice_and_come_to_what_the_managers_have() {
+    for seed in seeds_or(SEEDS_WITH_AGENTS) {
+        let mut sim = Sim::new(seed, 5);
+        // So small that addresses are handed out again.
+        let small = [("a", "10.9.0.0/27"), ("b", "10.9.1.0/27")];
+        let networks = small.map(|(name, subnet)| network_in(&mut sim, name, Some(subnet)));
+        let services = services(&mut sim, networks);
+        let front = sim.create(fixture::service("front", 1, &networks));
+        let mut cluster = Connected {
+            begun: (sim.world.now, Instant::now()),
+            sim,
+            agents: Agents::default(),
+            front,
+        };
+        for _ in 0..60 {
+            cluster.disturb(&services);
+            let pause = Duration::from_millis(cluster.sim.rng.random_range(0..3000));
+            cluster.run_until(pause, |_| false);
+        }
+        cluster.agents.connect_all(&mut cluster.sim);
+        // For what failed while nobody heard of it: an update may be paused for that.
+        cluster.run_until(Duration::from_secs(30), |_| false);
+        for service in &services[..2] {
+            // As many as there are addresses for.
+            cluster.sim.scale(*service, 4);
+        }
+        stop_disturbing(&mut cluster.sim, &services);
+        let healed = cluster.run_until(Duration::from_secs(240), |cluster| {
+            let is_at_rest = |service: &ServiceId| is_at_rest(&cluster.sim, *service);
+            services.iter().all(is_at_rest)
+                && cluster.agents.have_converged(&cluster.sim.world.state)
+        });
+        assert!(healed, "seed {seed}");
+        for service in services {
+            assert_converged(&mut cluster.sim, service, seed);
         }
     }
 }

@@ -5,11 +5,12 @@
 //!   acknowledged.
 //! * [`rounds`]: the loop that follows the store, decides on drains, and hands the outcome to the
 //!   sessions. [`pace`]: how fast.
-//! * [`session`]: one agent's session. [`ledger`]: what that agent holds; [`flight`]: what it has
-//!   yet to acknowledge.
+//! * [`session`]: one agent's session. [`feed`]: what it sends; [`ledger`]: what that agent holds;
+//!   [`flight`]: what it has yet to acknowledge.
 //! * [`statuses`]: the loop that commits what agents report of their tasks.
 //! * [`service`]: the gRPC service.
 
+mod feed;
 mod flight;
 mod hub;
 mod ledger;
@@ -19,6 +20,13 @@ mod service;
 mod session;
 mod statuses;
 
+#[cfg(test)]
+pub(crate) use self::{
+    feed::Feed,
+    flight::Flight,
+    hub::{Round, Work},
+    statuses::apply as apply_statuses,
+};
 pub(crate) use hub::Hub;
 pub(crate) use rounds::run as run_rounds;
 pub(crate) use service::DispatcherService;

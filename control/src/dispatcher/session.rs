@@ -1,11 +1,11 @@
 //! One agent's session.
 
-use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use ca::{Identity, clock::until};
 use model::{
-    NetworkId, NodeId, TaskId, Version,
-    feed::{AgentMessage, Hello, ManagerMessage, TaskStatusUpdate, Update, ViewKey},
+    NodeId, Version,
+    feed::{AgentMessage, Hello, ManagerMessage, TaskStatusUpdate},
     object::{Node, NodeState},
 };
 use store::{State, Transaction};
@@ -14,15 +14,14 @@ use tonic::{Status, Streaming};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{
+    feed::Feed,
     flight::Flight,
-    hub::{News, Pending, Round, Seat, Work},
-    ledger::Ledger,
+    hub::{News, Pending, Seat, Work},
 };
 use crate::{
     access::{expired, is_member, not_a_member},
     liveness::{cluster_period, grace, session_period},
     office::Office,
-    projection::{Projection, Touch, networks_of_node},
     rotation::roots_pem,
 };
 
@@ -101,10 +100,8 @@ async fn serve(
         heartbeat,
         office,
         outbox,
-        ledger: Ledger::new(hello.known),
+        feed: Feed::new(node, hello.known),
         flight: Flight::default(),
-        networks: BTreeSet::new(),
-        released: BTreeSet::new(),
         updates: 0,
         updated: Version::default(),
         settled: Version::default(),
@@ -177,12 +174,8 @@ struct Session<'a> {
     since: Version,
     heartbeat: Heartbeat,
     outbox: &'a Outbox,
-    ledger: Ledger,
+    feed: Feed,
     flight: Flight,
-    /// Networks that the node takes part in, as of the last work.
-    networks: BTreeSet<NetworkId>,
-    /// Tasks that the agent was told to stop before this session.
-    released: BTreeSet<TaskId>,
     /// Updates sent.
     updates: u64,
     /// Version of the last one.
@@ -287,7 +280,7 @@ impl Session<'_> {
     /// Compares what the agent has applied with what it was sent. An agent that drifted begins
     /// again: its next hello names what it really has, and the difference repairs it.
     fn check(&mut self, digest: u64) -> Result<(), End> {
-        if !self.flight.is_empty() || digest == self.ledger.digest() {
+        if !self.flight.is_empty() || digest == self.feed.digest() {
             self.drift = 0;
             return Ok(());
         }
@@ -318,7 +311,13 @@ impl Session<'_> {
         // Before the update, which may take from flows the owner that only pins know of then.
         self.tell_news().await?;
         let is_first = self.updates == 0;
-        let update = self.update(&round, &if is_first { Work::All } else { work });
+        if is_first {
+            for task in self.feed.find_released(&round) {
+                self.seat.stop_was_released(*task);
+            }
+        }
+        let work = if is_first { Work::All } else { work };
+        let update = self.feed.update(&round, &work);
         // The first update goes out even when empty: it tells the agent that it is up to date.
         let news = is_first || !update.put.is_empty() || !update.removed.is_empty();
         self.flight.evaluated(version, news);
@@ -347,68 +346,6 @@ impl Session<'_> {
             self.send(ManagerMessage::Settled { version }).await?;
         }
         Ok(())
-    }
-
-    fn update(&mut self, round: &Round, work: &Work) -> Update {
-        let (state, version) = (&*round.state, round.state.version());
-        if self.updates == 0 {
-            self.find_released(round);
-        }
-        // What the agent was told once is not taken back.
-        let held = match self.released.is_empty() {
-            true => Cow::Borrowed(&*round.held),
-            false => Cow::Owned(&*round.held - &self.released),
-        };
-        let touches = match work {
-            Work::Touched(touches) => Some(touches),
-            Work::All => None,
-        };
-        let networks = match touches {
-            Some(touches) if !self.may_move(state, touches) => self.networks.clone(),
-            _ => networks_of_node(state, self.node),
-        };
-        let is_same_part = networks == self.networks;
-        self.networks.clone_from(&networks);
-        let projection = Projection::new(state, self.node, networks, &held);
-        match touches.filter(|_| is_same_part) {
-            Some(touches) => {
-                let objects = touches.iter().flat_map(|touch| projection.touched(*touch));
-                self.ledger.update(version, objects)
-            }
-            None => self.ledger.replace(version, projection.objects()),
-        }
-    }
-
-    /// Whether the node may take part in other networks after this.
-    fn may_move(&self, state: &State, touches: &BTreeSet<Touch>) -> bool {
-        touches.iter().any(|touch| match touch {
-            Touch::Task { task: id, .. } => {
-                let is_mine = state
-                    .task(*id)
-                    .is_some_and(|task| task.node == Some(self.node));
-                is_mine || self.ledger.contains(ViewKey::Task(*id))
-            }
-            Touch::Network(_) => true,
-            Touch::Cluster | Touch::Peer(_) | Touch::Service(_) => false,
-        })
-    }
-
-    /// Stops that this manager still holds back, but that the agent says it knows of: a manager
-    /// before this one released them.
-    fn find_released(&mut self, round: &Round) {
-        let nothing_held = BTreeSet::new();
-        let networks = networks_of_node(&round.state, self.node);
-        let projection = Projection::new(&round.state, self.node, networks, &nothing_held);
-        for task in round.state.tasks_of_node(self.node) {
-            if !round.held.contains(&task.id) {
-                continue;
-            }
-            let known = projection.assignment(task);
-            if known.is_some_and(|object| self.ledger.holds(&object)) {
-                self.released.insert(task.id);
-                self.seat.stop_was_released(task.id);
-            }
-        }
     }
 
     async fn send(&self, message: ManagerMessage) -> Result<(), End> {

@@ -89,7 +89,7 @@ pub(crate) async fn run(store: Store, mut source: StatusSource, cancel: Cancella
     }
 }
 
-fn apply(tx: &mut Transaction, node: NodeId, statuses: &[TaskStatusUpdate]) {
+pub(crate) fn apply(tx: &mut Transaction, node: NodeId, statuses: &[TaskStatusUpdate]) {
     for update in statuses {
         match accept(tx.state(), node, update) {
             Ok(task) => tx.put(task).expect("it was read in this transaction"),
