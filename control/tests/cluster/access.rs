@@ -1,9 +1,10 @@
 //! Who may make which call: every call, from every kind of caller.
 
-use ca::Subject;
+use ca::{NodeTls, Subject};
 use jiff::{SignedDuration, Timestamp};
 use model::{
     codec::MsgPackCodec,
+    object::{Revocation, Revoked},
     rpc::{LeaveRequest, MembershipClient, Rpc},
     spec::NodeRole,
 };
@@ -22,6 +23,8 @@ enum Caller {
     /// Left the swarm, and is still listed.
     Left,
     Removed,
+    /// A node of ours that was a manager, with the certificate from then.
+    Demoted,
     /// Certified by another root, with the ids of our swarm and of a node of ours.
     OtherRoot,
     /// A certificate of a node of ours that expired.
@@ -30,12 +33,13 @@ enum Caller {
     Early,
 }
 
-const CALLERS: [Caller; 8] = [
+const CALLERS: [Caller; 9] = [
     Caller::Nobody,
     Caller::Worker,
     Caller::Manager,
     Caller::Left,
     Caller::Removed,
+    Caller::Demoted,
     Caller::OtherRoot,
     Caller::Expired,
     Caller::Early,
@@ -54,13 +58,13 @@ enum Verdict {
 
 /// The whole table. A new call has to be put into it.
 fn expected(rpc: Rpc, caller: Caller) -> Verdict {
-    use Caller::{Early, Expired, Left, Manager, Nobody, OtherRoot, Removed, Worker};
+    use Caller::{Demoted, Early, Expired, Left, Manager, Nobody, OtherRoot, Removed, Worker};
     let anyone = || match caller {
         OtherRoot | Expired | Early => Verdict::NoTls,
         _ => Verdict::Admitted,
     };
     let member = || match caller {
-        Worker | Manager => Verdict::Admitted,
+        Worker | Manager | Demoted => Verdict::Admitted,
         Nobody => Verdict::Refused(Code::Unauthenticated),
         Left | Removed => Verdict::Refused(Code::NotFound),
         OtherRoot | Expired | Early => Verdict::NoTls,
@@ -68,7 +72,7 @@ fn expected(rpc: Rpc, caller: Caller) -> Verdict {
     let manager = || match caller {
         Manager => Verdict::Admitted,
         Nobody => Verdict::Refused(Code::Unauthenticated),
-        Worker | Left | Removed => Verdict::Refused(Code::PermissionDenied),
+        Worker | Left | Removed | Demoted => Verdict::Refused(Code::PermissionDenied),
         OtherRoot | Expired | Early => Verdict::NoTls,
     };
     match rpc {
@@ -86,6 +90,7 @@ struct Callers {
     worker: Credentials,
     left: Credentials,
     removed: Credentials,
+    demoted: NodeTls,
 }
 
 impl Callers {
@@ -99,11 +104,32 @@ impl Callers {
         cluster
             .write(|tx| tx.remove(store::Key::Node(removed.id)))
             .await;
+        let id = cluster.state().cluster().unwrap().id;
+        let as_manager = Subject {
+            node: worker.id,
+            cluster: id,
+            role: NodeRole::Manager,
+        };
+        let now = Timestamp::now();
+        let demoted = cluster.certify(as_manager, now - SignedDuration::from_mins(1), DAY);
+        let revocation = Revocation {
+            of: Revoked::Manager,
+            at: now,
+        };
+        cluster
+            .write(|tx| {
+                let mut stored = model::object::Cluster::clone(tx.state().cluster().unwrap());
+                stored.revoked.insert(worker.id, revocation);
+                tx.put(stored)
+            })
+            .await
+            .unwrap();
         Self {
             cluster,
             worker,
             left,
             removed,
+            demoted,
         }
     }
 
@@ -121,6 +147,7 @@ impl Callers {
             Caller::Manager => cluster.first.clone(),
             Caller::Left => self.left.clone(),
             Caller::Removed => self.removed.clone(),
+            Caller::Demoted => worker.showing(self.demoted.clone()),
             Caller::OtherRoot => worker.showing(cluster.certify_by_another_root(subject)),
             Caller::Expired => worker.showing(cluster.certify(subject, now - DAY * 2, DAY)),
             Caller::Early => worker.showing(cluster.certify(subject, now + DAY, DAY)),
