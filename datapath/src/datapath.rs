@@ -451,7 +451,15 @@ fn moves_flows(ops: &[Op], present: &Tables) -> bool {
     let ring = |of: &ServiceValue| {
         let choice = of.flags & (SERVICE_AFFINITY | SERVICE_NEAR);
         let (base, len) = (of.ring_base, of.ring_len);
-        (base, len, of.single, of.backend_count, choice)
+        let keeps_clients = of.affinity_secs != 0;
+        (
+            base,
+            len,
+            of.single,
+            of.backend_count,
+            choice,
+            keeps_clients,
+        )
     };
     let mut turned = turned;
     turned.any(|(at, index)| {

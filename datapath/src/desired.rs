@@ -26,6 +26,7 @@ use model::{
     spec::EndpointMode,
     traffic::Policy,
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     local::{Doubt, GATEWAY_PREFIX_LEN, LocalState, LocalTask, LocalVeth},
@@ -119,6 +120,27 @@ pub struct FrontendSpec {
     pub port_shift: u16,
     /// `SERVICE_*`.
     pub flags: u32,
+    pub affinity: Affinity,
+}
+
+/// How long clients keep their backends, as in [`ServiceValue`](dataplane_abi::ServiceValue).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Affinity {
+    pub secs: u16,
+    pub key: u32,
+}
+
+impl Affinity {
+    /// Services that share a key take each other's clients for new ones: an endpoint is of one service.
+    fn of(service: &ServiceView) -> Self {
+        match service.policy.affinity_secs {
+            0 => Self::default(),
+            secs => Self {
+                secs,
+                key: xxh3_64(&service.id.raw().to_be_bytes()) as u32,
+            },
+        }
+    }
 }
 
 /// The backends of a frontend, in ascending order of endpoint. Frontends of one service share it.
@@ -469,6 +491,8 @@ impl<'a> Projection<'a> {
                 pool: Arc::clone(&pool),
                 port_shift: port.target.wrapping_sub(port.published),
                 flags: flags(service.policy) | SERVICE_OF_NODE,
+                // There is but one backend to keep.
+                affinity: Affinity::default(),
             };
             tables.claim(Frontend::Published(at), spec);
         }
@@ -497,6 +521,7 @@ impl<'a> Projection<'a> {
                 ),
                 port_shift: 0,
                 flags: flags(service.policy),
+                affinity: Affinity::of(service),
             };
             tables.claim(Frontend::Vip(OverlayAddr { vni, addr: vip }), spec);
         }
@@ -523,6 +548,7 @@ impl<'a> Projection<'a> {
                 pool: Arc::clone(pool),
                 port_shift: port.target.wrapping_sub(port.published),
                 flags: flags(service.policy),
+                affinity: Affinity::of(service),
             };
             let everywhere = Published::everywhere(Port {
                 proto: port.protocol.number(),

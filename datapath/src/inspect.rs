@@ -301,9 +301,10 @@ fn choice(service: &ServiceValue) -> String {
         true => "local",
         false => "spread",
     };
-    match service.flags & SERVICE_AFFINITY {
-        0 => whom.to_owned(),
-        _ => format!("{whom}, client-ip"),
+    match (service.flags & SERVICE_AFFINITY, service.affinity_secs) {
+        (0, _) => whom.to_owned(),
+        (_, 0) => format!("{whom}, client-ip"),
+        (_, secs) => format!("{whom}, client-ip {secs}s"),
     }
 }
 

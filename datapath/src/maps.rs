@@ -35,7 +35,7 @@ use crate::{
 type Result<T> = std::result::Result<T, DatapathError>;
 
 /// Maps that are pinned, by their names in the object.
-pub(crate) const MAP_NAMES: [&str; 23] = [
+pub(crate) const MAP_NAMES: [&str; 24] = [
     "CONFIG",
     "ENDPOINTS",
     "VETHS",
@@ -55,6 +55,7 @@ pub(crate) const MAP_NAMES: [&str; 23] = [
     "SYN_FLOWS",
     "UDP_FLOWS",
     "PINS",
+    "CLIENTS",
     "FRAGMENTS",
     "VIP_FLOWS",
     "STATS",

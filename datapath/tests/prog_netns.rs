@@ -10,7 +10,7 @@ use std::{
 
 use aya::programs::XdpMode;
 use common::{cluster::*, two_nodes::*, *};
-use dataplane_abi::Be32;
+use dataplane_abi::{Be32, ClientKey, ClientValue, SERVICE_AFFINITY, ServiceValue, VipKey};
 
 const MIB: usize = 1 << 20;
 
@@ -429,6 +429,67 @@ fn socket_hooks_translate_once_and_tell_the_application_the_vip() {
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert!(started.elapsed() < patience());
     assert_eq!(cluster.a.node.drops().get("no-backend"), Some(&1));
+}
+
+/// Clients of the VIP on node A keep their backends for a minute.
+fn keep_clients(cluster: &mut Cluster) {
+    let key = VipKey {
+        vni: VNI,
+        addr: VIP,
+    };
+    let service: ServiceValue = cluster.a.node.get("VIPS", key).expect("a VIP");
+    let service = ServiceValue {
+        flags: SERVICE_AFFINITY,
+        affinity_secs: 60,
+        affinity_key: 7,
+        ..service
+    };
+    cluster.a.node.put("VIPS", key, service);
+}
+
+/// A task that talked to a VIP keeps its backend when the ring changes, by the hooks and packet by
+/// packet, until it was silent for too long.
+#[test]
+fn task_keeps_its_backend_of_a_vip() {
+    for has_hooks in [true, false] {
+        let cgroup = has_hooks.then(Cgroup::enter);
+        let mut cluster = Cluster::new();
+        if let Some(cgroup) = &cgroup {
+            cluster.a.attach_sockets(cgroup);
+        }
+        let far = &cluster.b.tasks[0];
+        let far = EchoServer::tcp(&far.namespace, at(far.overlay, 80));
+        let near = &cluster.a.tasks[1];
+        let near = EchoServer::tcp(&near.namespace, at(near.overlay, 80));
+        let talk = |cluster: &Cluster, client: usize| {
+            let client = &cluster.a.tasks[client];
+            exchange(&connect(&client.namespace, at(VIP, 80)), MIB);
+            client.overlay
+        };
+        cluster.vip(0, &[slot(ON_B, ON_B)]);
+        keep_clients(&mut cluster);
+        let first = talk(&cluster, 0);
+        assert_came_from(&far, first);
+
+        cluster.vip(10, &[slot(ON_A_2, ON_A_2)]);
+        keep_clients(&mut cluster);
+        talk(&cluster, 0);
+        assert_came_from(&far, first);
+        // Who comes now, goes by the ring: to itself, as which it sees the VIP packet by packet.
+        let second = talk(&cluster, 1);
+        assert_came_from(&near, if has_hooks { second } else { VIP });
+
+        let kept = cluster.a.node.entries::<ClientKey, ClientValue>("CLIENTS");
+        assert_eq!(kept.len(), 2);
+        for (key, value) in kept {
+            let last_seen = monotonic_ns().wrapping_sub(61_000_000_000);
+            let aged = ClientValue { last_seen, ..value };
+            cluster.a.node.put("CLIENTS", key, aged);
+        }
+        talk(&cluster, 0);
+        assert_came_from(&near, first);
+        cluster.assert_no_drops();
+    }
 }
 
 #[test]

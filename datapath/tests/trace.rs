@@ -11,8 +11,9 @@ use aya::{
 };
 use common::*;
 use dataplane_abi::{
-    BACKEND_DRAINING, BackendValue, Be16, Be32, FlowKey, FlowValue, NodeConfig, PEER_RETURNING,
-    PEER_SUSPECTED, PinKey, PinValue, RingSlot, SERVICE_NEAR, SERVICE_NEAR_DRAINS, ServiceValue,
+    BACKEND_DRAINING, BackendValue, Be16, Be32, ClientKey, ClientValue, FlowKey, FlowValue,
+    NodeConfig, PEER_RETURNING, PEER_SUSPECTED, PinKey, PinValue, RingSlot, SERVICE_AFFINITY,
+    SERVICE_NEAR, SERVICE_NEAR_DRAINS, ServiceValue,
     hash::{FlowTuple, flow_hash},
     seat::seat_port,
 };
@@ -21,6 +22,7 @@ use swarmnet_datapath::trace::{
 };
 
 const NODE: Be32 = ip(192, 0, 2, 1);
+const AFFINITY_KEYS: [u32; 2] = [71, 72];
 const ALIAS: Be32 = ip(192, 0, 2, 77);
 const NODE_B: Be32 = ip(192, 0, 2, 2);
 const NODE_C: Be32 = ip(192, 0, 2, 3);
@@ -126,6 +128,9 @@ impl World {
             }
             backends.push(one);
         }
+        // As the agent writes them.
+        backends.sort_by_key(|one| one.endpoint);
+        backends.dedup_by_key(|one| one.endpoint);
         backends
     }
 
@@ -166,12 +171,18 @@ impl World {
             slots.extend((0..len).map(|_| slot(self.random.of(&here), self.random.of(&here))));
         }
         let service = self.node.service(base, stats, target, backends, &slots);
+        let near = match is_near {
+            true => SERVICE_NEAR | self.random.of(&[0, 0, SERVICE_NEAR_DRAINS]),
+            false => 0,
+        };
+        let (affinity, affinity_secs) =
+            self.random
+                .of(&[(0, 0), (SERVICE_AFFINITY, 0), (SERVICE_AFFINITY, 60)]);
         ServiceValue {
             ring_len: len as u32,
-            flags: match is_near {
-                true => SERVICE_NEAR | self.random.of(&[0, 0, SERVICE_NEAR_DRAINS]),
-                false => 0,
-            },
+            flags: near | affinity,
+            affinity_secs,
+            affinity_key: self.random.of(&AFFINITY_KEYS),
             ..service
         }
     }
@@ -224,6 +235,20 @@ impl World {
         let endpoint = 1 + self.random.below(ENDPOINTS);
         let published = Be16::from_host(self.random.of(&PORTS));
         let proto = self.random.of(&[TCP, UDP]);
+        if self.random.one_in(3) {
+            let key = ClientKey {
+                client: self.random.of(&[client, TASK]).to_host().into(),
+                service: self.random.of(&AFFINITY_KEYS),
+                _pad: 0,
+            };
+            let value = ClientValue {
+                last_seen: self.random.of(&[monotonic_ns(), monotonic_ns(), 0]),
+                endpoint,
+                index: self.random.below(5),
+            };
+            self.node.put("CLIENTS", key, value);
+            return;
+        }
         if self.random.one_in(2) {
             let key = PinKey {
                 client,

@@ -22,7 +22,7 @@ pub use ports::PortWord;
 
 /// Version of the map layouts; part of the pin path, so that programs never read maps of another
 /// shape.
-pub const LAYOUT_VERSION: u32 = 8 + if ANOTHER_LAYOUT { 1_000 } else { 0 };
+pub const LAYOUT_VERSION: u32 = 9 + if ANOTHER_LAYOUT { 1_000 } else { 0 };
 
 /// For tests of upgrades and downgrades: the same programs on maps of other sizes.
 pub(crate) const ANOTHER_LAYOUT: bool = cfg!(feature = "another-layout");

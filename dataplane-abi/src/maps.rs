@@ -156,8 +156,32 @@ map_types! {
         /// Added to the port that was sent to, without carry, gives the port in the task: so one
         /// entry serves a range of ports.
         port_shift: u16,
-        _pad: u16,
-        _pad2: u32,
+        /// For so long after its last packet a client keeps its backend, whatever becomes of the ring;
+        /// zero leaves it to the ring. Comes with [`SERVICE_AFFINITY`].
+        affinity_secs: u16,
+        /// What the service is called in `CLIENTS`, by all of its frontends.
+        affinity_key: u32,
+    }
+
+    /// Key of `CLIENTS`.
+    ClientKey: 16 {
+        /// Its address, as packets have it; for sockets the cookie of their network namespace with
+        /// [`CLIENT_IS_NETNS`].
+        client: u64,
+        /// `ServiceValue::affinity_key`.
+        service: u32,
+        _pad: u32,
+    }
+
+    /// `CLIENTS`, LRU hash: which backend a client of a service with a timeout has. Written and read
+    /// where clients come in, by the uplink, task and socket programs.
+    ClientValue: 16 {
+        /// Nanoseconds of the monotonic clock at the client's last packet, exact to about a second
+        /// ([`FLOW_TOUCH_NS`]).
+        last_seen: u64,
+        endpoint: u32,
+        /// Where the endpoint was last found among the service's backends.
+        index: u32,
     }
 
     /// `BACKENDS`, array: one backend of one service. Written by the agent before the service that
@@ -416,6 +440,14 @@ impl ServiceValue {
         }
     }
 
+    /// Whether a client that was seen last at `last_seen` keeps its backend; in nanoseconds. It may have
+    /// been seen after `now`, on another CPU or by another clock.
+    #[inline(always)]
+    pub const fn keeps_client(&self, last_seen: u64, now: u64) -> bool {
+        let age = now.wrapping_sub(last_seen) as i64;
+        age < self.affinity_secs as i64 * 1_000_000_000
+    }
+
     /// Whether a packet that comes in here goes to one of the node's own backends before all others.
     #[inline(always)]
     pub const fn is_near(&self, is_established: bool) -> bool {
@@ -529,6 +561,9 @@ pub const SERVICE_NEAR: u32 = 8;
 /// that all nodes share.
 pub const SERVICE_NEAR_DRAINS: u32 = 16;
 
+/// `ClientKey::client`: a network namespace.
+pub const CLIENT_IS_NETNS: u64 = 1 << 63;
+
 /// How old `last_seen` gets before a packet renews it: the entry's cache line stays clean.
 pub const FLOW_TOUCH_NS: u64 = 1_000_000_000;
 
@@ -570,6 +605,7 @@ pub const FLOWS_MAX: u32 = if crate::ANOTHER_LAYOUT {
     262_144
 };
 pub const SYN_FLOWS_MAX: u32 = 65_536;
+pub const CLIENTS_MAX: u32 = 65_536;
 pub const PINS_MAX: u32 = 262_144;
 pub const UDP_FLOWS_MAX: u32 = 65_536;
 pub const FRAGMENTS_MAX: u32 = 16_384;

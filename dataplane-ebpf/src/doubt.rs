@@ -4,7 +4,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use dataplane_abi::{
-    DOUBT_TRIES, NodeConfig, PEER_RETURNING, PEER_SUSPECTED, RingSlot, ServiceValue, hash::nth_hash,
+    Be32, DOUBT_TRIES, NodeConfig, PEER_RETURNING, PEER_SUSPECTED, RingSlot, ServiceValue,
+    hash::nth_hash,
 };
 
 use crate::{maps::PEERS, service};
@@ -35,6 +36,17 @@ pub fn choice(
         false => AVOIDED_BY_NEW,
     };
     search(service, hash, slot.now.into(), avoided) as u16
+}
+
+/// Whether new flows avoid the node with this tunnel address.
+#[inline(always)]
+pub fn is_avoided(vtep: Be32) -> bool {
+    if !service::config().is_ok_and(|config| config.doubted != 0) {
+        return false;
+    }
+    let peer = PEERS.get_ptr(vtep);
+    // SAFETY: a value replaced meanwhile is not reused before this CPU has long read it.
+    peer.is_some_and(|peer| unsafe { (*peer).flags } & AVOIDED_BY_NEW != 0)
 }
 
 /// Not inlined: the verifier walks what follows once, and the packet's parser keeps its stack.

@@ -7,7 +7,7 @@ use dataplane_abi::{
 };
 
 use crate::{
-    doubt,
+    client, doubt,
     maps::{ADDRESSED, FRONTENDS, NODE_ADDRS, PORTS},
     owner::Hop,
     packet::{Bytes, ETHERTYPE_IPV4, Packet},
@@ -49,7 +49,9 @@ impl Entry {
         let hash = service::hash(self.service, &self.packet, config.ring_seed);
         let is_established = self.packet.is_established();
         let slot = service::entry_slot(self.service, hash, is_established)?;
-        let index = doubt::choice(config, self.service, hash, slot, is_established);
+        let choice = doubt::choice(config, self.service, hash, slot, is_established);
+        let client = self.packet.client();
+        let index = client::index(self.service, client, choice, is_established);
         let backend = service::backend(self.service, index)?;
         if self.packet.is_syn() && !service::takes_new_flows(backend) {
             return Err(DropReason::NoBackend);

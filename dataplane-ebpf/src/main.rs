@@ -20,6 +20,7 @@ mod xdp_uplink;
 mod arp;
 mod bridge;
 mod checksum;
+mod client;
 mod count;
 mod doubt;
 mod encap;

@@ -10,13 +10,14 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use dataplane_abi::{
-    ADDRESSED_MAX, BACKENDS_MAX, BackendValue, Be32, DropCounter, ENDPOINTS_MAX, EndpointKey,
-    EndpointValue, FLOWS_MAX, FRAGMENTS_MAX, FRONTENDS_MAX, FlowKey, FlowValue, FragmentKey,
-    FragmentValue, LOCAL_MAX, LocalEndpoint, NETNS_MAX, NODE_ADDRS_MAX, NetnsValue, NodeConfig,
-    PEERS_MAX, PINS_MAX, PeerValue, PinKey, PinValue, PublishedKey, RING_CHUNKS_MAX, RingChunk,
-    SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX, ServiceValue, SockKey, SockOrigin, Stats,
-    TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX, VETHS_MAX, VIP_FLOWS_MAX, VIPS_MAX,
-    VethValue, VipFlowKey, VipFlowValue, VipKey, drops::DROPS_LEN, ports::PORTS_LEN,
+    ADDRESSED_MAX, BACKENDS_MAX, BackendValue, Be32, CLIENTS_MAX, ClientKey, ClientValue,
+    DropCounter, ENDPOINTS_MAX, EndpointKey, EndpointValue, FLOWS_MAX, FRAGMENTS_MAX,
+    FRONTENDS_MAX, FlowKey, FlowValue, FragmentKey, FragmentValue, LOCAL_MAX, LocalEndpoint,
+    NETNS_MAX, NODE_ADDRS_MAX, NetnsValue, NodeConfig, PEERS_MAX, PINS_MAX, PeerValue, PinKey,
+    PinValue, PublishedKey, RING_CHUNKS_MAX, RingChunk, SOCK_ORIGINS_MAX, STATS_MAX, SYN_FLOWS_MAX,
+    ServiceValue, SockKey, SockOrigin, Stats, TARGETS_MAX, TargetKey, TargetValue, UDP_FLOWS_MAX,
+    VETHS_MAX, VIP_FLOWS_MAX, VIPS_MAX, VethValue, VipFlowKey, VipFlowValue, VipKey,
+    drops::DROPS_LEN, ports::PORTS_LEN,
 };
 
 /// This node.
@@ -87,6 +88,10 @@ pub static PINS: HashMap<PinKey, PinValue> = HashMap::with_max_entries(PINS_MAX,
 #[map]
 pub static UDP_FLOWS: LruHashMap<FlowKey, FlowValue> =
     LruHashMap::with_max_entries(UDP_FLOWS_MAX, 0);
+/// Backends that clients keep for a while.
+#[map]
+pub static CLIENTS: LruHashMap<ClientKey, ClientValue> =
+    LruHashMap::with_max_entries(CLIENTS_MAX, 0);
 /// Where the first fragments of packets went.
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> =

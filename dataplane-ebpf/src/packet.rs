@@ -271,6 +271,12 @@ impl Packet {
         self.proto == PROTO_TCP && !self.is_syn()
     }
 
+    /// The sender, as affinity knows it (`ClientKey::client`).
+    #[inline(always)]
+    pub fn client(&self) -> u64 {
+        self.src.to_host().into()
+    }
+
     #[inline(always)]
     pub fn hash(&self, seed: u64) -> u32 {
         flow_hash(self.tuple(), seed)

@@ -8,12 +8,13 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DropReason, NETNS_NODE, NETNS_VNIS_MAX, NetnsValue, ProgramId,
-    SERVICE_AFFINITY, SIDE_SOCKETS, ServiceValue, SockKey, SockOrigin, hash::client_hash,
+    BackendValue, Be16, Be32, CLIENT_IS_NETNS, DropReason, NETNS_NODE, NETNS_VNIS_MAX, NetnsValue,
+    ProgramId, SERVICE_AFFINITY, SIDE_SOCKETS, ServiceValue, SockKey, SockOrigin,
+    hash::client_hash,
 };
 
 use crate::{
-    count, doubt, entry,
+    client, count, doubt, entry,
     maps::{NETNS, SOCK_ORIGINS},
     packet::{PROTO_TCP, PROTO_UDP},
     service, vip,
@@ -72,15 +73,20 @@ impl Call {
     /// As what affinity takes the caller: its network namespace, since the socket has no address yet.
     #[inline(always)]
     fn client_hash(self) -> u32 {
-        // SAFETY: the context is valid.
-        let cookie = unsafe { bpf_get_netns_cookie(self.0.cast()) };
+        let cookie = self.netns_cookie();
         client_hash(Be32::from_host(cookie as u32), cookie >> 32)
     }
 
     #[inline(always)]
+    fn netns_cookie(self) -> u64 {
+        // SAFETY: the context is valid.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    #[inline(always)]
     fn netns(self) -> Option<&'static NetnsValue> {
-        // SAFETY: the context is valid; see `entry::published` for the map value.
-        unsafe { NETNS.get(bpf_get_netns_cookie(self.0.cast())) }
+        // SAFETY: see `entry::published`.
+        unsafe { NETNS.get(self.netns_cookie()) }
     }
 
     /// The socket's name for its talk with a backend.
@@ -114,7 +120,7 @@ pub fn translate(program: ProgramId, call: Call, hash: impl FnOnce() -> u32) -> 
         0 => hash(),
         _ => call.client_hash(),
     };
-    match choose(frontend.service, hash) {
+    match choose(call, frontend.service, hash) {
         // What a connected socket sends meets no hook, so it would keep a backend beyond its death.
         // With the VIP on them, its packets find one each by themselves (`vip::outbound`).
         Ok(_) if program == ProgramId::Connect4 && proto == PROTO_UDP && !frontend.published => {
@@ -182,12 +188,18 @@ fn frontend(netns: &NetnsValue, addr: Be32, port: Be16, proto: u8) -> Option<Fro
 }
 
 #[inline(always)]
-fn choose(service: &ServiceValue, hash: u32) -> Result<&'static BackendValue, DropReason> {
+fn choose(
+    call: Call,
+    service: &ServiceValue,
+    hash: u32,
+) -> Result<&'static BackendValue, DropReason> {
     let slot = service::entry_slot(service, hash, false)?;
-    let index = match service::config() {
+    let choice = match service::config() {
         Ok(config) => doubt::choice(config, service, hash, slot, false),
         Err(_) => slot.now,
     };
+    let client = call.netns_cookie() | CLIENT_IS_NETNS;
+    let index = client::index(service, client, choice, false);
     let backend = service::backend(service, index)?;
     if !service::takes_new_flows(backend) {
         return Err(DropReason::NoBackend);

@@ -14,7 +14,7 @@ use dataplane_abi::{
 
 use crate::{
     checksum::Sum,
-    count,
+    client, count,
     fragment::{self, Way},
     maps::{ENDPOINTS, VIP_FLOWS, VIPS},
     packet::{Mac, PROTO_ICMP, Packet},
@@ -168,7 +168,7 @@ struct Chosen {
 }
 
 /// The backend that has the flow: the ring's, or for a connection from before the last change the
-/// one before; where the service prefers the node's own, those first.
+/// one before; where the service prefers the node's own, those first, and first of all the client's.
 #[inline(always)]
 fn backend_of_flow(
     veth: &VethValue,
@@ -183,6 +183,7 @@ fn backend_of_flow(
     } else {
         slot.now
     };
+    let first = client::index(vip, packet.client(), first, packet.is_established());
     let backend = service::backend(vip, first)?;
     let mut key = flow_key(veth.vni, packet.src, packet.src_port, backend.addr, packet);
     let seat = find(&mut key, packet);
@@ -368,7 +369,8 @@ pub fn known_backend(
     let Ok(near) = near_or(vip, hash, slot) else {
         return Known::NOBODY;
     };
-    for index in [slot.now, slot.before, near.now, near.before] {
+    let kept = client::index(vip, packet.client(), slot.now, true);
+    for index in [kept, slot.before, near.now, near.before] {
         let Ok(backend) = service::backend(vip, index) else {
             return Known::NOBODY;
         };

@@ -48,7 +48,7 @@ pub struct ServiceRow {
     pub frontend: String,
     pub backends: usize,
     /// Whom new flows go to on this node: `spread`, or `local` while it has active tasks that are
-    /// preferred, and `client-ip` with affinity.
+    /// preferred, and `client-ip` with affinity, with its timeout if there is one.
     pub choice: String,
     /// Slots of the Maglev ring; 1 for a single backend without a ring.
     pub ring_len: u32,

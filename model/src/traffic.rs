@@ -10,6 +10,7 @@ use crate::spec::{Labels, Protocol};
 pub const PREFIX: &str = "swarmnet.";
 pub const RETURN: &str = "swarmnet.return";
 pub const AFFINITY: &str = "swarmnet.affinity";
+pub const AFFINITY_TIMEOUT: &str = "swarmnet.affinity.timeout";
 pub const PREFER: &str = "swarmnet.prefer";
 pub const WEIGHT: &str = "swarmnet.weight";
 /// Followed by `PORT/PROTOCOL`.
@@ -17,6 +18,12 @@ pub const PUBLISH: &str = "swarmnet.publish.";
 
 /// What a node's label must begin with in [`WEIGHT`], as in placement constraints.
 const NODE_LABELS: &str = "node.labels.";
+/// The shortest affinity, in seconds: twice as long as nodes take to name the connections that a
+/// client's next task must not answer.
+pub const AFFINITY_SECS_MIN: u32 = 10;
+/// The longest, 18 hours.
+pub const AFFINITY_SECS_MAX: u32 = 18 * 3_600;
+const _: () = assert!(AFFINITY_SECS_MAX <= u16::MAX as u32);
 /// The largest weight; the smallest is one.
 pub const WEIGHT_MAX: u32 = 100;
 
@@ -40,6 +47,10 @@ pub struct Policy {
     /// New flows go to tasks of the node where they come in, as long as one there is active.
     #[serde(default)]
     pub near_first: bool,
+    /// For so many seconds after its last packet a client keeps its backend when the ring changes; zero
+    /// leaves it to the ring.
+    #[serde(default)]
+    pub affinity_secs: u16,
 }
 
 /// A label that says nothing, or nothing that we know.
@@ -52,8 +63,13 @@ pub enum TrafficError {
         known: &'static str,
     },
     #[error(
-        "label {0} is not one of swarmnet.return, swarmnet.affinity, swarmnet.prefer, \
-         swarmnet.weight and swarmnet.publish.PORT/PROTOCOL; change or remove it"
+        "label {AFFINITY_TIMEOUT}={0}: there is no affinity that could time out; add \
+         {AFFINITY}=client-ip, or remove this label"
+    )]
+    TimeoutAlone(String),
+    #[error(
+        "label {0} is not one of swarmnet.return, swarmnet.affinity, swarmnet.affinity.timeout, \
+         swarmnet.prefer, swarmnet.weight and swarmnet.publish.PORT/PROTOCOL; change or remove it"
     )]
     Unknown(String),
 }
@@ -66,7 +82,12 @@ impl Traffic {
         for (label, value) in labels.iter().filter(|(label, _)| label.starts_with(PREFIX)) {
             traffic.read(label, value)?;
         }
-        Ok(traffic)
+        match labels.get(AFFINITY_TIMEOUT) {
+            Some(timeout) if !traffic.policy.affinity => {
+                Err(TrafficError::TimeoutAlone(timeout.clone()))
+            }
+            _ => Ok(traffic),
+        }
     }
 
     fn read(&mut self, label: &str, value: &str) -> Result<(), TrafficError> {
@@ -89,6 +110,10 @@ impl Traffic {
                     "none" => false,
                     _ => return Err(wrong("client-ip or none")),
                 }
+            }
+            AFFINITY_TIMEOUT => {
+                let known = "a time from 10s to 18h, such as 90s, 30m or 1h30m";
+                self.policy.affinity_secs = seconds(value).ok_or_else(|| wrong(known))?;
             }
             PREFER => {
                 self.policy.near_first = match value {
@@ -127,6 +152,24 @@ impl Traffic {
         let weight = label.and_then(|value| value.parse::<u32>().ok());
         weight.map_or(1, |weight| weight.clamp(1, WEIGHT_MAX))
     }
+}
+
+/// `1h30m`, within the bounds.
+fn seconds(text: &str) -> Option<u16> {
+    let mut total = 0u32;
+    let mut rest = text;
+    while let Some(end) = rest.find(['h', 'm', 's']) {
+        let scale = match rest.as_bytes()[end] {
+            b'h' => 3_600,
+            b'm' => 60,
+            _ => 1,
+        };
+        let part = rest[..end].parse::<u32>().ok()?.checked_mul(scale)?;
+        total = total.checked_add(part)?;
+        rest = &rest[end + 1..];
+    }
+    let is_allowed = (AFFINITY_SECS_MIN..=AFFINITY_SECS_MAX).contains(&total);
+    (rest.is_empty() && is_allowed).then_some(total as u16)
 }
 
 /// The label for a port's addresses.
@@ -177,6 +220,7 @@ mod tests {
         let traffic = of(&[
             ("swarmnet.return", "dsr"),
             ("swarmnet.affinity", "client-ip"),
+            ("swarmnet.affinity.timeout", "1h30m5s"),
             ("swarmnet.prefer", "local"),
             ("swarmnet.weight", "node.labels.cores"),
             (
@@ -188,6 +232,7 @@ mod tests {
         .unwrap();
         assert!(traffic.policy.direct_return && traffic.policy.affinity);
         assert!(traffic.policy.near_first);
+        assert_eq!(traffic.policy.affinity_secs, 5_405);
         assert_eq!(traffic.weight.as_deref(), Some("cores"));
         assert_eq!(
             traffic.addresses[&(Protocol::Tcp, 8080)],
@@ -207,6 +252,23 @@ mod tests {
             ("swarmnet.return", "direct", "dsr or tunnel"),
             ("swarmnet.return", "", "dsr or tunnel"),
             ("swarmnet.affinity", "cookie", "client-ip or none"),
+            (
+                "swarmnet.affinity.timeout",
+                "30m",
+                "no affinity that could time out",
+            ),
+            ("swarmnet.affinity.timeout", "0s", "from 10s to 18h"),
+            ("swarmnet.affinity.timeout", "9s", "from 10s to 18h"),
+            ("swarmnet.affinity.timeout", "18h1s", "from 10s to 18h"),
+            ("swarmnet.affinity.timeout", "90", "from 10s to 18h"),
+            ("swarmnet.affinity.timeout", "30m5", "from 10s to 18h"),
+            ("swarmnet.affinity.timeout", "-30m", "from 10s to 18h"),
+            ("swarmnet.affinity.timeout", "", "from 10s to 18h"),
+            (
+                "swarmnet.affinity.timeout",
+                "4294967295h",
+                "from 10s to 18h",
+            ),
             ("swarmnet.prefer", "near", "spread or local"),
             ("swarmnet.weight", "cores", "node.labels.NAME"),
             ("swarmnet.weight", "node.labels.", "node.labels.NAME"),

@@ -382,3 +382,75 @@ fn tasks_are_chosen_as_the_service_says() -> Result<()> {
         Ok((seen.len() == 1).then_some(()))
     })
 }
+
+/// With a timeout, clients keep their task though the ring gives nearly all of them to another: by the
+/// way that they come in, on the node that they come in by. Without it they go where the ring says.
+#[test]
+fn clients_keep_their_task_when_the_ring_changes() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let manager = cluster.node(1);
+    let weighs = |number, weight: &str| {
+        let label = format!("w={weight}");
+        let name = cluster.node(number).name();
+        manager.cli(&["node", "update", "--label-add", &label, name])
+    };
+    let options = ["-p", "8080:80", "--weight", "node.labels.w"];
+    let affinity = ["--affinity", "client-ip", "--affinity-timeout", "1h"];
+    let tasks = cluster.serve("web", 2, &[&options[..], &affinity].concat())?;
+    cluster.settle()?;
+    let empty = (1..=3).find(|number| tasks.iter().all(|task| task.node != *number));
+    let empty = empty.context("two tasks on three nodes")?;
+    weighs(empty, "100")?;
+
+    // From outside, from each node by the next one, and from each node by its own sockets.
+    let ask = || -> Result<Vec<String>> {
+        let mut answers = Vec::new();
+        for number in 1..=3 {
+            let (node, next) = (cluster.node(number), cluster.node(1 + number % 3));
+            answers.push(ask_tcp(cluster.client(), (node.addr(), 8080))?.task);
+            answers.push(ask_tcp(node.host(), (next.addr(), 8080))?.task);
+            answers.push(ask_tcp(node.host(), (node.addr(), 8080))?.task);
+        }
+        Ok(answers)
+    };
+    let first = ask()?;
+    for node in cluster.nodes() {
+        let rows = node.cli_json(&["inspect", "services"])?;
+        assert_eq!(rows[0]["choice"], "spread, client-ip 3600s", "{rows:?}");
+    }
+
+    manager.cli(&["service", "scale", "--detach", "web=3"])?;
+    let three = cluster.wait_running("web", 3)?;
+    let heavy = three.iter().find(|task| task.node == empty);
+    let heavy = &heavy.context("a task on each node")?.hostname;
+    cluster.settle()?;
+    for node in cluster.nodes() {
+        let backends = node.cli_json(&["inspect", "backends"])?;
+        let shares = backends.iter().filter_map(|row| row["share"].as_f64());
+        assert!(shares.fold(0.0, f64::max) > 95.0, "{backends:?}");
+    }
+    assert_eq!(ask()?, first, "a second connection of each");
+    let to = format!("{}:8080", manager.addr());
+    let outside = ask_tcp(cluster.client(), (manager.addr(), 8080))?;
+    let said = manager.cli_json(&["trace", "tcp", &outside.from.to_string(), &to])?;
+    let steps = said[0]["steps"].as_array().context("steps")?;
+    let step = steps.iter().find(|step| step["at"] == "client");
+    let found = step.and_then(|step| step["found"].as_str()).unwrap_or("");
+    assert!(
+        found.starts_with("keeps ") && found.contains(&outside.task),
+        "{said:?}"
+    );
+
+    let update = [
+        "service",
+        "update",
+        "--detach",
+        "--affinity-timeout",
+        "",
+        "web",
+    ];
+    manager.cli(&update)?;
+    wait_for("clients to go where the ring says", || {
+        Ok(ask()?.contains(heavy).then_some(()))
+    })
+}

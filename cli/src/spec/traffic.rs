@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use clap::Args;
-use model::traffic::{AFFINITY, PREFER, RETURN, Traffic, WEIGHT};
+use model::traffic::{AFFINITY, AFFINITY_TIMEOUT, PREFER, RETURN, Traffic, WEIGHT};
 
 type Labels = HashMap<String, String>;
 
@@ -17,6 +17,10 @@ pub struct TrafficFlags {
     /// Where a client's flows go: client-ip (all to one task) or none
     #[arg(long, value_name = "none|client-ip")]
     affinity: Option<String>,
+    /// How long a silent client keeps its task when tasks come and go, from 10s to 18h; empty for not at
+    /// all
+    #[arg(long, value_name = "DURATION")]
+    affinity_timeout: Option<String>,
     /// Which tasks get new connections: spread (all alike) or local (those of the node where a
     /// connection comes in, as long as it has any)
     #[arg(long, value_name = "spread|local")]
@@ -36,19 +40,26 @@ impl TrafficFlags {
         let flags = [
             (RETURN, &self.back),
             (AFFINITY, &self.affinity),
+            (AFFINITY_TIMEOUT, &self.affinity_timeout),
             (PREFER, &self.prefer),
             (WEIGHT, &self.weight),
         ];
-        for (label, value) in flags {
-            let Some(value) = value else { continue };
-            let labels = labels.get_or_insert_default();
-            if label == WEIGHT && value.is_empty() {
-                labels.remove(label);
-                continue;
-            }
-            Traffic::of(&[(label.to_owned(), value.clone())].into())?;
-            labels.insert(label.to_owned(), value.clone());
+        let given = flags
+            .iter()
+            .filter_map(|(label, value)| Some((*label, value.as_ref()?)));
+        let given: Vec<_> = given.collect();
+        if given.is_empty() {
+            return Ok(());
         }
+        let labels = labels.get_or_insert_default();
+        for (label, value) in given {
+            match value.is_empty() && [AFFINITY_TIMEOUT, WEIGHT].contains(&label) {
+                true => drop(labels.remove(label)),
+                false => drop(labels.insert(label.to_owned(), value.clone())),
+            }
+        }
+        // One flag may make no sense without another's label.
+        Traffic::of(&labels.clone().into_iter().collect())?;
         Ok(())
     }
 }

@@ -88,6 +88,8 @@ impl Planner {
                 value: ServiceValue {
                     port_shift: spec.port_shift,
                     flags: spec.flags | value.flags,
+                    affinity_secs: spec.affinity.secs,
+                    affinity_key: spec.affinity.key,
                     ..value
                 },
             };

@@ -91,12 +91,15 @@ impl<L: Lookup> Trail<'_, L> {
             backends: service.backend_count,
             of_node: service.flags & SERVICE_OF_NODE != 0,
         });
-        let slot = match service.is_near(self.probe.is_established()) {
+        let is_established = self.probe.is_established();
+        let slot = match service.is_near(is_established) {
             true => self.near_slot(&service, config.ring_seed)?,
             false => self.slot(&service, config.ring_seed)?,
         };
         let choice = self.doubt_choice(&config, &service, slot);
-        let backend = self.backend(&service, choice)?;
+        let client = self.probe.client();
+        let index = self.client_index(&service, client, choice, is_established, now);
+        let backend = self.backend(&service, index)?;
         let is_active = backend.state == BACKEND_ACTIVE;
         self.note(Step::Backend {
             endpoint: backend.endpoint,

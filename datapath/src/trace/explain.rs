@@ -126,6 +126,7 @@ impl Step {
                 );
                 step("near slot", text)
             }
+            Self::Client { endpoint } => step("client", format!("keeps {}", task(endpoint))),
             Self::Backend {
                 endpoint,
                 vtep,

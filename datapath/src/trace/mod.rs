@@ -64,6 +64,11 @@ impl Probe {
         Be16::from_host(self.dst.1)
     }
 
+    /// The sender, as affinity knows it (`ClientKey::client`).
+    fn client(&self) -> u64 {
+        self.src_addr().to_host().into()
+    }
+
     fn tuple(&self) -> FlowTuple {
         FlowTuple {
             src: self.src_addr(),
@@ -183,6 +188,10 @@ pub enum Step {
         now: u32,
         before: u32,
     },
+    /// The client keeps the backend that it had.
+    Client {
+        endpoint: u32,
+    },
     /// The backend that was chosen.
     Backend {
         endpoint: u32,
@@ -289,7 +298,7 @@ pub struct Sender {
 /// A packet of a socket: the socket hooks first, then the programs of the way that it takes.
 pub fn from_socket(tables: &impl Lookup, probe: Probe, sender: &Sender, now: u64) -> Trace {
     let mut trail = Trail::new(tables, probe);
-    let chosen = trail.socket(sender.cookie);
+    let chosen = trail.socket(sender.cookie, now);
     let network = sender.overlays.iter().find(|(vni, _)| trail.is_in(*vni));
     let outcome = match (chosen, network) {
         (Some(Ok(_)), Some((_, ifindex))) => {

@@ -170,6 +170,8 @@ impl<L: Lookup> Trail<'_, L> {
             true => near.now,
             false => slot.now,
         };
+        let (client, is_established) = (self.probe.client(), self.probe.is_established());
+        let first = self.client_index(vip, client, first, is_established, now);
         let backend = self.backend(vip, first)?;
         let (seat, client_port) = self.find_vip_seat(veth, &backend, now);
         let is_active = backend.state == BACKEND_ACTIVE;

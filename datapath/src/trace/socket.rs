@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, ops::Range};
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, Be32, DropReason, NETNS_NODE, NetnsValue, RING_CHUNK_SLOTS, RingChunk,
-    RingSlot, SERVICE_OF_NODE, SIDE_SOCKETS, ServiceValue, TargetKey, TargetValue,
+    BACKEND_ACTIVE, Be32, CLIENT_IS_NETNS, DropReason, NETNS_NODE, NetnsValue, RING_CHUNK_SLOTS,
+    RingChunk, RingSlot, SERVICE_OF_NODE, SIDE_SOCKETS, ServiceValue, TargetKey, TargetValue,
 };
 use model::spec::Protocol;
 
@@ -13,10 +13,10 @@ use super::{Lookup, Outcome, Step, Trail, entry::is_of_gateway};
 
 impl<L: Lookup> Trail<'_, L> {
     /// `None`: no frontend, the destination stays what it is.
-    pub(super) fn socket(&mut self, cookie: u64) -> Option<Result<Outcome, DropReason>> {
+    pub(super) fn socket(&mut self, cookie: u64, now: u64) -> Option<Result<Outcome, DropReason>> {
         let netns: NetnsValue = self.tables.look("NETNS", cookie)?;
         let service = self.frontend(&netns)?;
-        Some(self.choice(&service))
+        Some(self.choice(&service, cookie, now))
     }
 
     fn frontend(&mut self, netns: &NetnsValue) -> Option<ServiceValue> {
@@ -41,10 +41,20 @@ impl<L: Lookup> Trail<'_, L> {
         Some(service)
     }
 
-    /// One of the node's own, where the service prefers those; else one of all.
-    fn choice(&mut self, service: &ServiceValue) -> Result<Outcome, DropReason> {
+    /// The one that the sender's namespace keeps; else one of the node's own, where the service prefers
+    /// those; else one of all.
+    fn choice(
+        &mut self,
+        service: &ServiceValue,
+        cookie: u64,
+        now: u64,
+    ) -> Result<Outcome, DropReason> {
+        const NOBODY: u16 = u16::MAX;
+        let client = cookie | CLIENT_IS_NETNS;
+        let kept = self.client_index(service, client, NOBODY, false, now);
         let len = service.ring_len;
         let owners = match len {
+            1.. if kept != NOBODY => BTreeSet::from([kept]),
             0 | 1 => (0..len)
                 .map(|_| RingSlot::from_raw(service.single).now)
                 .collect(),

@@ -9,10 +9,10 @@ use std::{
 
 use aya::Pod;
 use dataplane_abi::{
-    BackendValue, Be16, Be32, DOUBT_TRIES, DropReason, EndpointKey, EndpointValue, FlowKey,
-    FlowValue, LocalEndpoint, NodeConfig, PEER_RETURNING, PEER_SUSPECTED, PeerValue, PinKey,
-    PinValue, PortWord, PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot, ServiceValue,
-    VethValue, VipFlowKey, VipFlowValue, VipKey,
+    BACKEND_ACTIVE, BackendValue, Be16, Be32, ClientKey, ClientValue, DOUBT_TRIES, DropReason,
+    EndpointKey, EndpointValue, FlowKey, FlowValue, LocalEndpoint, NodeConfig, PEER_RETURNING,
+    PEER_SUSPECTED, PeerValue, PinKey, PinValue, PortWord, PublishedKey, RING_CHUNK_SLOTS,
+    RingChunk, RingSlot, ServiceValue, VethValue, VipFlowKey, VipFlowValue, VipKey,
     hash::{nth_hash, ring_slot},
     ports::port_index,
 };
@@ -199,8 +199,7 @@ impl<L: Lookup> Trail<'_, L> {
             let Ok(backend) = self.backend(service, now) else {
                 break;
             };
-            let peer = self.tables.look::<Be32, PeerValue>("PEERS", backend.vtep);
-            if peer.is_none_or(|peer| peer.flags & avoided == 0) {
+            if !self.is_avoided(backend.vtep, avoided) {
                 return now;
             }
             if nth == 0 {
@@ -223,6 +222,50 @@ impl<L: Lookup> Trail<'_, L> {
         self.tables
             .look("BACKENDS", at)
             .ok_or(DropReason::NoBackend)
+    }
+
+    fn is_avoided(&self, vtep: Be32, avoided: u32) -> bool {
+        let peer = self.tables.look::<Be32, PeerValue>("PEERS", vtep);
+        let is_any = self.config().is_ok_and(|config| config.doubted != 0);
+        is_any && peer.is_some_and(|peer| peer.flags & avoided != 0)
+    }
+
+    /// `client::index`: of the backend that a client goes to, and notes when it keeps it.
+    pub(super) fn client_index(
+        &mut self,
+        service: &ServiceValue,
+        client: u64,
+        by_ring: u16,
+        is_established: bool,
+        now: u64,
+    ) -> u16 {
+        if service.affinity_secs == 0 {
+            return by_ring;
+        }
+        let key = ClientKey {
+            client,
+            service: service.affinity_key,
+            _pad: 0,
+        };
+        let Some(known) = self.tables.look::<_, ClientValue>("CLIENTS", key) else {
+            return by_ring;
+        };
+        let is_kept = service.keeps_client(known.last_seen, now);
+        let indexes = 0..service.backend_count as u16;
+        let mut own = indexes.filter_map(|at| Some((at, self.backend(service, at).ok()?)));
+        let own = own.find(|(_, backend)| backend.endpoint == known.endpoint);
+        let takes_new_flows = |backend: &BackendValue| {
+            backend.state == BACKEND_ACTIVE && !self.is_avoided(backend.vtep, PEER_SUSPECTED)
+        };
+        match own {
+            Some((index, backend)) if is_established || is_kept && takes_new_flows(&backend) => {
+                self.note(Step::Client {
+                    endpoint: backend.endpoint,
+                });
+                index
+            }
+            _ => by_ring,
+        }
     }
 
     pub(super) fn local(&self, endpoint: u32) -> Option<LocalEndpoint> {

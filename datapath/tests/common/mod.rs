@@ -85,6 +85,7 @@ impl Node {
                 .map_max_entries("FLOWS", 4096)
                 .map_max_entries("SYN_FLOWS", 4096)
                 .map_max_entries("UDP_FLOWS", 4096)
+                .map_max_entries("CLIENTS", 4096)
                 .map_max_entries("FRAGMENTS", 4096)
                 .map_max_entries("VIP_FLOWS", 4096)
                 .map_max_entries("SOCK_ORIGINS", 4096)
@@ -300,8 +301,8 @@ impl Node {
             flags: 0,
             generation: 1,
             port_shift: target_port,
-            _pad: 0,
-            _pad2: 0,
+            affinity_secs: 0,
+            affinity_key: 0,
         }
     }
 

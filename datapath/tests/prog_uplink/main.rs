@@ -8,6 +8,7 @@ mod pair;
 mod setup;
 
 // The tables.
+mod affinity;
 mod doubted;
 mod host;
 mod local;

@@ -243,7 +243,11 @@ fn write_traffic(out: &mut String, spec: &ServiceSpec) -> Result {
         writeln!(out, "Return:\t\tdsr")?;
     }
     if traffic.policy.affinity {
-        writeln!(out, "Affinity:\tclient-ip")?;
+        let timeout = match traffic.policy.affinity_secs {
+            0 => String::new(),
+            secs => format!(", kept for {secs}s of silence"),
+        };
+        writeln!(out, "Affinity:\tclient-ip{timeout}")?;
     }
     if traffic.policy.near_first {
         writeln!(out, "Prefer:\t\tlocal")?;

@@ -308,6 +308,7 @@ mod tests {
             "--return",
             "dsr",
             "--affinity=client-ip",
+            "--affinity-timeout=30m",
             "--weight",
             "node.labels.w",
             "--prefer=local",
@@ -316,10 +317,16 @@ mod tests {
         let all = json!({
             "swarmnet.return": "dsr", "swarmnet.affinity": "client-ip",
             "swarmnet.weight": "node.labels.w", "swarmnet.prefer": "local",
+            "swarmnet.affinity.timeout": "30m",
         });
         assert_eq!(spec["Labels"], all);
+        let alone = edit(&["web", "--affinity", "none"], spec.clone()).unwrap_err();
+        let sentence = "no affinity that could time out";
+        assert!(alone.to_string().contains(sentence), "{alone}");
         let args = [
             "web",
+            "--affinity-timeout",
+            "",
             "--weight",
             "",
             "--affinity",
