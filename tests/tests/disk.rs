@@ -52,12 +52,20 @@ fn make_network(node: &Node, name: &str) -> Result<String> {
     node.cli(&create)
 }
 
-/// The manager of the node says why it does not run.
-fn wait_for_the_sentence(node: &Node) -> Result<()> {
+/// Makes networks until the manager has no room for one and says so: those that were acknowledged.
+fn use_up(node: &Node, prefix: &str) -> Result<Vec<String>> {
+    let mut names = (0..).map(|number| format!("{prefix}{number}"));
+    let mut acknowledged = Vec::new();
     wait_for("the manager to say that its disk is full", || {
+        // One that was refused may be there all the same: its name is not tried again.
+        let made = names
+            .by_ref()
+            .take_while(|name| make_network(node, name).is_ok());
+        acknowledged.extend(made);
         let refused = node.cli_error(&["node", "ls"])?;
         Ok(refused.contains("No space left on device").then_some(()))
-    })
+    })?;
+    Ok(acknowledged)
 }
 
 /// Of three managers the leader's disk is full: another leads, and nothing is lost. With room on the
@@ -78,13 +86,7 @@ fn leader_with_a_full_disk_gives_way_and_comes_back() -> Result<()> {
     let writer = Writer::start(&cluster);
     writer.go_on()?;
     let ballast = fill(&cluster.node(victim).state_dir())?;
-    for number in 0.. {
-        // Soon its log has no room for one.
-        if make_network(cluster.node(victim), &format!("big{number}")).is_err() {
-            break;
-        }
-    }
-    wait_for_the_sentence(cluster.node(victim))?;
+    use_up(cluster.node(victim), "big")?;
     writer.go_on()?;
     web.open.go_on()?;
     fs::remove_file(ballast)?;
@@ -109,19 +111,12 @@ fn only_manager_with_a_full_disk_comes_back_with_everything() -> Result<()> {
     on_a_small_disk(&mut cluster, 1)?;
     let web = Web::start(&cluster)?;
     let ballast = fill(&cluster.node(1).state_dir())?;
-    let mut acknowledged = Vec::new();
-    loop {
-        let name = format!("big{}", acknowledged.len());
-        match make_network(cluster.node(1), &name) {
-            Ok(_) => acknowledged.push(name),
-            Err(_) => break,
-        }
-    }
-    wait_for_the_sentence(cluster.node(1))?;
+    let mut acknowledged = use_up(cluster.node(1), "big")?;
     web.open.go_on()?;
     cluster.node_mut(1).kill()?;
     cluster.node_mut(1).start()?;
-    wait_for_the_sentence(cluster.node(1))?;
+    // The start may have found some room.
+    acknowledged.extend(use_up(cluster.node(1), "again")?);
     web.open.go_on()?;
     fs::remove_file(ballast).context("the ballast")?;
     let mut more = (0..).map(|number| format!("more{number}"));

@@ -39,7 +39,8 @@ fn task_reaches_itself_by_vip_and_by_published_port() -> Result<()> {
         assert_eq!(ask_udp(&inside, to)?.task, task.hostname, "UDP to {to:?}");
     }
     for node in cluster.nodes() {
-        assert!(node.cli_json(&["inspect", "drops"])?.is_empty());
+        let drops = node.cli_json(&["inspect", "drops"])?;
+        assert!(drops.is_empty(), "{}: {drops:?}", node.name());
     }
     Ok(())
 }

@@ -221,10 +221,12 @@ fn manager_whose_disk_is_lost_is_replaced() -> Result<()> {
     let manager = cluster.node(1);
     let token = manager.cli(&["join-token", "-q", "manager"])?;
     manager.cli(&["node", "demote", &lost])?;
-    let early = manager.cli_error(&["node", "rm", &lost])?;
-    ensure!(early.contains("not down"), "{early}");
+    wait_for("it to be a worker that is not down yet", || {
+        let early = manager.cli_error(&["node", "rm", &lost])?;
+        Ok(early.contains("not down").then_some(()))
+    })?;
     wait_for("it to be down", || {
-        let removed = cluster.node(1).cli(&["node", "rm", &lost]);
+        let removed = manager.cli(&["node", "rm", &lost]);
         Ok(removed.ok().map(drop))
     })?;
     cluster.node_mut(3).start()?;

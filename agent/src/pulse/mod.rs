@@ -139,6 +139,10 @@ impl Pulse {
     }
 
     fn hear(&mut self, socket: &UdpSocket, packet: &[u8]) {
+        if self.keys.is_empty() {
+            // This node just joined, and the others know it before it knows them.
+            return;
+        }
         let heard = self.keys.open(packet).map_err(Ignored::from);
         let heard = heard.and_then(|message| self.book.hear(&message, Millis::now()));
         match heard {
