@@ -135,8 +135,7 @@ pub(crate) fn is_member(identity: &Identity, state: &State) -> Result<(), Status
             "node {node} belongs to swarm {of}, not to this one"
         )));
     }
-    let revoked = cluster.revoked.get(node).map(|revocation| revocation.of);
-    if state.node(*node).is_none() || revoked == Some(Revoked::Membership) {
+    if state.node(*node).is_none() || cluster.has_left(*node) {
         return Err(not_a_member(*node));
     }
     Ok(())

@@ -18,6 +18,7 @@ mod membership;
 mod office;
 pub mod ops;
 pub mod orchestrator;
+mod presence;
 mod probe_keys;
 mod projection;
 mod raft;

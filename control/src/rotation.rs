@@ -13,7 +13,7 @@
 use ca::{Authority, CaError, Roots};
 use jiff::Timestamp;
 use model::{
-    object::{Cluster, JoinTokens, Revoked, RootCa, RootRotation},
+    object::{Cluster, JoinTokens, RootCa, RootRotation},
     token::JoinToken,
 };
 use store::{State, Transaction};
@@ -53,13 +53,9 @@ fn finished(state: &State) -> Result<Option<Cluster>, CaError> {
     };
     let new = Roots::from_pem(&rotation.ca.certificate_pem)?;
     let issuer = new.issuers()[0].to_string();
-    let has_left = |id| {
-        let revocation = cluster.revoked.get(id);
-        revocation.is_some_and(|revocation| revocation.of == Revoked::Membership)
-    };
     let is_through = state
         .nodes()
-        .filter(|node| !has_left(&node.id))
+        .filter(|node| !cluster.has_left(node.id))
         .all(|node| node.issuer.as_ref() == Some(&issuer));
     Ok(is_through.then(|| Cluster {
         ca: rotation.ca.clone(),
@@ -105,7 +101,7 @@ pub(crate) fn roots_pem(cluster: &Cluster) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use model::object::Node;
+    use model::object::{Node, Revoked};
 
     use super::*;
     use crate::{

@@ -267,12 +267,25 @@ fn peers(view: &NodeView, local: &LocalState) -> BTreeMap<Ipv4Addr, PeerValue> {
         .collect()
 }
 
+/// Nodes that the managers hold for down and that do not answer this one either: nothing is there any
+/// more.
+fn lost(view: &NodeView, local: &LocalState) -> BTreeSet<NodeId> {
+    let is_down = |node| view.peers.get(node).is_some_and(|peer| !peer.up);
+    let suspected = local.doubts.iter();
+    suspected
+        .filter(|(node, doubt)| **doubt == Doubt::Suspected && is_down(*node))
+        .map(|(node, _)| *node)
+        .collect()
+}
+
 /// The view with the indexes that the tables are made from.
 struct Projection<'a> {
     view: &'a NodeView,
     local: &'a LocalState,
     tasks: BTreeMap<EndpointId, (TaskId, &'a LocalTask)>,
     by_service: &'a BTreeSet<(ServiceId, EndpointId)>,
+    /// As [`lost`] says.
+    lost: BTreeSet<NodeId>,
 }
 
 impl<'a> Projection<'a> {
@@ -289,6 +302,7 @@ impl<'a> Projection<'a> {
                 .map(|(id, task)| (task.endpoint, (*id, task)))
                 .collect(),
             by_service,
+            lost: lost(view, local),
         }
     }
 
@@ -333,10 +347,13 @@ impl<'a> Projection<'a> {
     }
 
     /// Tunnel address of an endpoint's node, zero when it is this one; `None` when the view does
-    /// not know the node.
+    /// not know the node, or nobody hears it.
     fn vtep(&self, endpoint: &EndpointView) -> Option<Be32> {
         if endpoint.node == self.local.node {
             return Some(Be32::ZERO);
+        }
+        if self.lost.contains(&endpoint.node) {
+            return None;
         }
         let peer = self.view.peers.get(&endpoint.node)?;
         Some(peer.vtep.into())
@@ -477,6 +494,7 @@ impl<'a> Projection<'a> {
             members: Arc::from([Member {
                 endpoint: id,
                 weight: 1,
+                is_cut_off: false,
             }]),
             near: None,
         });
@@ -611,6 +629,7 @@ impl<'a> Projection<'a> {
         let members = found.iter().map(|(tier, weight, value)| Member {
             endpoint: EndpointId(value.endpoint),
             weight: if Some(*tier) == best { *weight } else { 0 },
+            is_cut_off: *tier == Tier::NodeDown,
         });
         Arc::new(Pool {
             members: members.collect(),
@@ -637,7 +656,7 @@ impl<'a> Projection<'a> {
 enum Tier {
     Active,
     Draining,
-    /// The managers hold its node for down; its flows may live on.
+    /// The managers hold its node for down; it answers this one, so its flows live on.
     NodeDown,
 }
 

@@ -34,7 +34,8 @@ pub struct LocalState {
 /// What is wrong with another node, as far as this one can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doubt {
-    /// It does not answer: new flows go elsewhere.
+    /// It does not answer: new flows go elsewhere; and if the managers hold it for down, too, nothing
+    /// is there any more.
     Suspected,
     /// It answers again: it gets new flows, while those that went elsewhere go on there.
     Returning,

@@ -21,6 +21,8 @@ pub struct Member {
     pub endpoint: EndpointId,
     /// Share relative to the other members'. Zero takes no slot.
     pub weight: u32,
+    /// The managers do not reach its node, so nobody hears which of its flows changes displace.
+    pub is_cut_off: bool,
 }
 
 /// Slots of a ring for `backends` backends: 0 for none, 1 (no ring) for one, else the smallest of
@@ -156,6 +158,7 @@ mod tests {
             .map(|id| Member {
                 endpoint: EndpointId(id),
                 weight: 1,
+                is_cut_off: false,
             })
             .collect()
     }
@@ -242,7 +245,11 @@ mod tests {
             let members: Vec<Member> = weights
                 .iter()
                 .zip(1..)
-                .map(|(weight, id)| Member { endpoint: EndpointId(id), weight: *weight })
+                .map(|(weight, id)| Member {
+                    endpoint: EndpointId(id),
+                    weight: *weight,
+                    is_cut_off: false,
+                })
                 .collect();
             let shares = shares(&build(&members, 16_384, seed), members.len());
             let total: u32 = weights.iter().sum();

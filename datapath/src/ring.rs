@@ -84,8 +84,9 @@ impl RingBuilder {
     /// has), given the ring before.
     ///
     /// `now` is the Maglev ring of the members with weight. `before` is the owner before the slot's
-    /// last change, as long as it is a member still; else `now` itself. When all slots are alike,
-    /// one is enough.
+    /// last change, as long as it is a member still; else `now` itself. One that is cut off stays
+    /// through further changes, as flows of the others are pinned (docs/decisions/0017). When all
+    /// slots are alike, one is enough.
     pub fn next(
         &mut self,
         previous: Option<Ring<'_>>,
@@ -113,7 +114,7 @@ impl RingBuilder {
                 });
                 RingSlot {
                     now: *now,
-                    before: before(*now, old),
+                    before: before(*now, old, members),
                 }
                 .to_raw()
             })
@@ -126,10 +127,12 @@ impl RingBuilder {
 }
 
 /// The former owner that a slot names. `old` is what it named, as far as they are members still.
-fn before(now: u16, old: Option<(Option<u16>, Option<u16>)>) -> u16 {
+fn before(now: u16, old: Option<(Option<u16>, Option<u16>)>, members: &[Member]) -> u16 {
+    let is_cut_off = |place: u16| members[usize::from(place)].is_cut_off;
     match old {
         // Unchanged: who was before stays before.
         Some((Some(owner), former)) if owner == now => former.unwrap_or(now),
+        Some((Some(owner), Some(former))) if is_cut_off(former) && !is_cut_off(owner) => former,
         Some((Some(owner), _)) => owner,
         Some((None, former)) => former.unwrap_or(now),
         None => now,
@@ -190,16 +193,21 @@ mod tests {
 
     /// `(endpoint, active)`.
     fn step(previous: Option<&Owned>, backends: &[(u32, bool)]) -> Owned {
-        let mut builder = RingBuilder::default();
         let members: Arc<[Member]> = backends
             .iter()
             .map(|(id, active)| Member {
                 endpoint: EndpointId(*id),
                 weight: u32::from(*active),
+                is_cut_off: false,
             })
             .collect();
+        next(previous, &members)
+    }
+
+    fn next(previous: Option<&Owned>, members: &Arc<[Member]>) -> Owned {
+        let mut builder = RingBuilder::default();
         Owned {
-            slots: builder.next(previous.map(Owned::ring), &members, SEED),
+            slots: builder.next(previous.map(Owned::ring), members, SEED),
             backends: members.iter().map(|m| m.endpoint).collect(),
         }
     }
@@ -233,6 +241,35 @@ mod tests {
                 assert_eq!(new.owner(hash, before), old.owner(hash, now));
             }
         }
+    }
+
+    /// Of the others' flows each owner tells; of those of one that is cut off, only the slots do.
+    #[test]
+    fn cut_off_backend_stays_reachable_where_it_was_through_any_further_changes() {
+        let old = step(None, &[(1, true), (2, true), (3, true)]);
+        let mut ring = Owned {
+            slots: old.slots.clone(),
+            backends: old.backends.clone(),
+        };
+        let mut moved = 0;
+        for others in [&[1, 3][..], &[1, 3, 4], &[3, 4], &[3, 4, 5, 6], &[6]] {
+            let member = |id: &u32| Member {
+                endpoint: EndpointId(*id),
+                weight: u32::from(*id != 2),
+                is_cut_off: *id == 2,
+            };
+            let mut members: Vec<_> = others.iter().chain([&2]).map(member).collect();
+            members.sort_by_key(|member| member.endpoint);
+            let next = next(Some(&ring), &members.into());
+            for hash in (0..=u32::MAX).step_by(1 << 16) {
+                if old.owner(hash, now) == 2 {
+                    assert_eq!(next.owner(hash, before), 2, "beside {others:?}");
+                    moved += u32::from(next.owner(hash, now) != ring.owner(hash, now));
+                }
+            }
+            ring = next;
+        }
+        assert!(moved > 1 << 16, "slots have moved more than once: {moved}");
     }
 
     /// Eleven backends need a longer ring than ten: each flow's former owner is known all the same.

@@ -125,6 +125,14 @@ pub struct Cluster {
     pub probes: Probes,
 }
 
+impl Cluster {
+    /// Whether the node left, or was removed: it is nobody any more, though it may be listed.
+    pub fn has_left(&self, node: NodeId) -> bool {
+        let revocation = self.revoked.get(&node);
+        revocation.is_some_and(|revocation| revocation.of == Revoked::Membership)
+    }
+}
+
 /// The keys of the probes, and when the last of them was made.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Probes {

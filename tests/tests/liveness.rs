@@ -233,6 +233,82 @@ fn say_all(open: &mut [Conversation], line: &str) -> Result<()> {
     Ok(())
 }
 
+/// Nothing goes between the node and the manager's node any more, or all does.
+fn cut_from_manager(cluster: &Cluster, number: usize, is_cut: bool) -> Result<()> {
+    let manager = cluster.node(1).addr().to_string();
+    let action = if is_cut { "-A" } else { "-D" };
+    for (chain, end) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
+        let rule = [action, chain, end, &manager, "-j", "DROP"];
+        cluster.node(number).host().run("iptables", &rule)?;
+    }
+    Ok(())
+}
+
+/// What node 2 holds of the tasks on node 3.
+fn backends_of_node_3(cluster: &Cluster) -> Result<Vec<String>> {
+    let rows = cluster.node(2).cli_json(&["inspect", "backends"])?;
+    let name = cluster.node(3).name();
+    let there = rows.iter().filter(|row| row["node"] == name);
+    let states = there.map(|row| row["state"].as_str().context("a state"));
+    states.map(|state| Ok(state?.to_owned())).collect()
+}
+
+/// The managers alone do not reach it and replace its tasks; the others hear it all the while. What it
+/// has goes on, through replacements, further changes and another agent at the entry, until it is
+/// silent.
+#[test]
+fn node_that_managers_alone_do_not_reach_keeps_its_connections() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let elsewhere = format!("node.hostname!={}", cluster.node(1).name());
+    let options = ["--publish", "8080:80", "--constraint", &elsewhere];
+    let tasks = cluster.serve("web", 4, &options)?;
+    cluster.settle()?;
+    let (mut kept, mut others) = (Vec::new(), Vec::new());
+    for entry in [2, 3].repeat(8) {
+        kept.push(begin_at(&cluster, &tasks, entry, |at| at == 3)?);
+        others.push(begin_at(&cluster, &tasks, entry, |at| at == 2)?);
+    }
+    cut_from_manager(&cluster, 3, true)?;
+    wait_for("node 3 to be down", || {
+        Ok((state(&cluster, 3)? == "down").then_some(()))
+    })?;
+    let replaced = cluster.wait_running("web", 4)?;
+    cluster.settle()?;
+    say_all(&mut kept, "its tasks were replaced")?;
+    say_all(&mut others, "its tasks were replaced")?;
+    assert_eq!(backends_of_node_3(&cluster)?, ["draining", "draining"]);
+    for _ in 0..40 {
+        others.push(begin_at(&cluster, &replaced, 2, |_| true)?);
+    }
+
+    let scale = |cluster: &Cluster, count: usize| {
+        let manager = cluster.node(1);
+        manager.cli(&["service", "scale", "--detach", &format!("web={count}")])?;
+        cluster.wait_running("web", count)?;
+        cluster.settle()
+    };
+    scale(&cluster, 7)?;
+    say_all(&mut kept, "there are more tasks")?;
+    say_all(&mut others, "there are more tasks")?;
+    let entry = cluster.node_mut(2);
+    entry.kill()?;
+    entry.start()?;
+    scale(&cluster, 3)?;
+    say_all(&mut kept, "there are less, for another agent")?;
+    assert_eq!(backends_of_node_3(&cluster)?, ["draining", "draining"]);
+
+    cluster.plug_in(3, false)?;
+    wait_for("node 3 to be given up", || {
+        Ok(backends_of_node_3(&cluster)?.is_empty().then_some(()))
+    })?;
+    cut_from_manager(&cluster, 3, false)?;
+    cluster.plug_in(3, true)?;
+    wait_for("node 3 to be back, without those tasks", || {
+        let is_ready = state(&cluster, 3)? == "ready";
+        Ok((is_ready && backends_of_node_3(&cluster)?.is_empty()).then_some(()))
+    })
+}
+
 /// Who has no key says nothing, whatever it sends.
 #[test]
 fn packets_that_are_no_probes_are_counted_and_not_answered() -> Result<()> {

@@ -5,6 +5,9 @@
 //! watched by as many: that many questions a [`PERIOD`], however large the cluster, and one more to
 //! the others in turn. Who watches a node that falls silent says so to all; that makes them look, and
 //! each believes its own look alone.
+//!
+//! A node that the managers hold for down is asked as before, as it may be there for all but them,
+//! until it does not answer. Then, and not because it never did, it is suspected until it is up again.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -115,6 +118,8 @@ struct Peer {
     addr: Ipv4Addr,
     /// As the managers say.
     is_up: bool,
+    /// Since when; of a node that never answered, the time from which on it is missed when it is down.
+    since: Duration,
     is_watched: bool,
     state: State,
     /// When it last answered.
@@ -150,6 +155,7 @@ impl Peer {
         Self {
             addr,
             is_up: true,
+            since: now,
             is_watched: false,
             state: State::Trusted,
             heard: None,
@@ -164,26 +170,45 @@ impl Peer {
         }
     }
 
-    /// Whether it has answered once, and is to answer now.
-    fn is_known(&self, now: Duration) -> bool {
-        self.is_up && self.heard.is_some() && now >= self.paused_until
+    /// As the managers say now.
+    fn follow(&mut self, is_up: bool, now: Duration) {
+        if self.is_up != is_up {
+            self.is_up = is_up;
+            self.since = now;
+            self.next_question = now;
+        }
+    }
+
+    /// By the word of the managers or its own.
+    fn may_be_there(&self) -> bool {
+        self.is_up || self.state != State::Suspected
+    }
+
+    /// Whether it can be missed: for one that is up, port 7946 may be closed.
+    fn is_known(&self) -> bool {
+        self.heard.is_some() || !self.is_up
+    }
+
+    /// Whether it is to answer now.
+    fn is_expected(&self, now: Duration) -> bool {
+        self.is_known() && now >= self.paused_until
     }
 
     fn silence(&self, now: Duration) -> Duration {
-        self.heard.map_or(Duration::ZERO, |heard| now - heard)
+        now - self.heard.unwrap_or(self.since)
     }
 
     /// Not one question is it that was lost.
     fn is_silent(&self, now: Duration) -> bool {
-        self.is_known(now) && self.unanswered >= UNANSWERED && self.silence(now) > SILENCE
+        self.is_expected(now) && self.unanswered >= UNANSWERED && self.silence(now) > SILENCE
     }
 
     /// How often it is asked; `None`: in its turn.
     fn period(&self) -> Option<Duration> {
         // Asked in its turn, it has not answered.
-        let is_overdue = self.heard.is_some() && (1..OVERDUE_MAX).contains(&self.unanswered);
+        let is_overdue = self.is_known() && (1..OVERDUE_MAX).contains(&self.unanswered);
         match self.state {
-            _ if !self.is_up => None,
+            _ if !self.may_be_there() => None,
             _ if self.look.is_some() => Some(LOOK_PERIOD),
             State::Suspected => Some(RECALL_PERIOD),
             State::Trusted | State::Returning { .. } => {
@@ -233,8 +258,14 @@ impl Book {
             if known.addr != peer.vtep {
                 *known = Peer::new(peer.vtep, self.now);
             }
-            known.is_up = peer.up;
-            known.is_watched = false;
+            known.follow(peer.up, self.now);
+        }
+        self.choose_watched();
+    }
+
+    fn choose_watched(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.is_watched = false;
         }
         let watched: Vec<NodeId> = self.circle(self.own).take(WATCHED).collect();
         for node in watched {
@@ -242,13 +273,14 @@ impl Book {
         }
     }
 
-    /// Nodes that are up, from the one behind `node` on.
+    /// Nodes that may be there, from the one behind `node` on.
     fn circle(&self, node: NodeId) -> impl Iterator<Item = NodeId> + '_ {
         use std::ops::Bound::{Excluded, Unbounded};
         let behind = self.peers.range((Excluded(node), Unbounded));
         let before = self.peers.range(..=node);
         let all = behind.chain(before);
-        all.filter(|(_, peer)| peer.is_up).map(|(node, _)| *node)
+        all.filter(|(_, peer)| peer.may_be_there())
+            .map(|(node, _)| *node)
     }
 
     fn peer_mut(&mut self, node: NodeId) -> &mut Peer {
@@ -285,10 +317,12 @@ impl Book {
         outcome
     }
 
-    /// Whether this node is the one that is cut off: then nobody is suspected.
+    /// Whether this node is the one that is cut off: then nobody is suspected. Those that are down say
+    /// nothing of that, as the managers miss them, too.
     fn judge_self(&mut self, outcome: &mut Outcome) {
-        let watched = self.peers.values().filter(|peer| peer.is_watched);
-        let known = watched.filter(|peer| peer.is_known(self.now));
+        let peers = self.peers.values();
+        let watched = peers.filter(|peer| peer.is_watched && peer.is_up);
+        let known = watched.filter(|peer| peer.is_expected(self.now));
         let (mut count, mut silent) = (0, 0);
         for peer in known {
             count += 1;
@@ -321,8 +355,8 @@ impl Book {
             match peer.look {
                 Some(look) if now >= look.since + LOOK => {
                     peer.look = None;
-                    let is_there = peer.heard.is_none_or(|heard| heard >= look.since);
-                    if is_there || self.is_cut_off || !peer.is_known(now) {
+                    let has_answered = peer.heard.is_some_and(|heard| heard >= look.since);
+                    if has_answered || self.is_cut_off || !peer.is_expected(now) {
                         continue;
                     }
                     peer.state = State::Suspected;
@@ -342,10 +376,14 @@ impl Book {
                 _ => {}
             }
         }
-        for node in silent {
-            if self.peers[&node].is_watched {
-                self.spread(node, token());
+        for node in &silent {
+            if self.peers[node].is_watched {
+                self.spread(*node, token());
             }
+        }
+        if !silent.is_empty() {
+            // Others take the place of those that are down.
+            self.choose_watched();
         }
     }
 
@@ -463,20 +501,20 @@ impl Book {
             return;
         };
         let may = peer.look.is_none() && peer.state != State::Suspected && now >= peer.next_look;
-        if may && peer.is_known(now) {
+        if may && peer.is_expected(now) {
             peer.begin_look(now);
         }
     }
 
     /// This node's agent ends, and another one follows.
     pub fn pause(&self, wall: Millis) -> Vec<Send> {
-        let up = self.peers.iter().filter(|(_, peer)| peer.is_up);
+        let others = self.peers.iter().filter(|(_, peer)| peer.may_be_there());
         let pausing = |(node, peer): (&NodeId, &Peer)| Send {
             to: *node,
             addr: peer.addr,
             body: Body::Pausing { at: wall },
         };
-        up.map(pausing).collect()
+        others.map(pausing).collect()
     }
 }
 

@@ -8,17 +8,23 @@ use std::{
 };
 
 use model::{
-    NetworkId,
+    NetworkId, TaskState,
     object::{Network, Task},
 };
 use store::{State, Transaction};
 
 use super::AllocateError;
+use crate::presence::{Presence, presence};
 
 /// Whether the task's addresses are its own still. Those of one that ended are free, though it
-/// shows them.
-pub fn holds_addresses(task: &Task) -> bool {
-    !task.status.state.is_terminal()
+/// shows them; unless the managers only gave it up, and its node may be back any moment with the task
+/// as it was.
+pub fn holds_addresses(state: &State, task: &Task) -> bool {
+    let is_down = |node| presence(state, node) == Presence::Down;
+    match task.status.state {
+        TaskState::Orphaned => task.node.is_some_and(is_down),
+        state => !state.is_terminal(),
+    }
 }
 
 static NONE: LazyLock<HashSet<u32>> = LazyLock::new(HashSet::new);
@@ -37,7 +43,7 @@ impl AddressBook {
         let mut book = Self::default();
         let vips = state.services().flat_map(|service| &service.endpoint.vips);
         vips.for_each(|vip| book.take(vip.network, vip.addr));
-        let tasks = state.tasks().filter(|task| holds_addresses(task));
+        let tasks = state.tasks().filter(|task| holds_addresses(state, task));
         tasks
             .flat_map(|task| &task.attachments)
             .for_each(|attachment| book.take(attachment.network, attachment.addr));

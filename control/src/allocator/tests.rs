@@ -377,7 +377,11 @@ fn held(world: &World) -> BTreeSet<(NetworkId, Ipv4Addr)> {
             assert!(ports.insert((port.protocol, port.published.unwrap())));
         }
     }
-    for task in world.state.tasks().filter(|task| holds_addresses(task)) {
+    for task in world
+        .state
+        .tasks()
+        .filter(|task| holds_addresses(&world.state, task))
+    {
         for attachment in &task.attachments {
             assert!(held.insert((attachment.network, attachment.addr)));
         }
@@ -402,7 +406,7 @@ proptest! {
             happen(&mut world, &networks, serial, event);
             let held = held(&world);
             let is_full = |id: &NetworkId| held.iter().filter(|(n, _)| n == id).count() == 5;
-            for task in world.state.tasks().filter(|task| holds_addresses(task)) {
+            for task in world.state.tasks().filter(|task| holds_addresses(&world.state, task)) {
                 let waits = task.endpoint.is_none();
                 let wanted: Vec<_> = task.spec.networks.iter().map(|n| n.network).collect();
                 prop_assert_eq!(waits, task.status.err.is_some());

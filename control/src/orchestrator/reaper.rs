@@ -12,6 +12,7 @@ use super::{
     edit::Editor,
     slot::{Slot, Slots, has_ended, is_wanted, policy},
 };
+use crate::allocator::holds_addresses;
 
 /// How long a node is down before its tasks count as gone.
 const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -55,11 +56,12 @@ pub(super) fn remove_tasks_of_lost_services(editor: &mut Editor<'_>) {
     }
 }
 
-/// Tasks to be removed are deleted once they ended: with them go their addresses.
+/// Tasks to be removed are deleted once they ended and gave back their addresses.
 pub(super) fn delete_removed(editor: &mut Editor<'_>) {
     let gone = select(editor, |state, task| {
+        let is_over = has_ended(task) && !holds_addresses(state, task);
         task.desired == TaskState::Remove
-            && (has_ended(task) || task.node.is_none_or(|id| state.node(id).is_none()))
+            && (is_over || task.node.is_none_or(|id| state.node(id).is_none()))
     });
     for task in gone {
         editor.delete(task.id);
@@ -80,12 +82,15 @@ pub(super) fn trim_history(editor: &mut Editor<'_>, service: &Service, slots: &S
         if editor.is_exhausted() {
             return;
         }
-        let ended = || {
+        let ended: Vec<_> = {
             let tasks = slot.tasks().iter();
-            tasks.filter(|task| has_ended(task) && !is_wanted(task))
+            tasks
+                .filter(|task| has_ended(task) && !is_wanted(task))
+                .filter(|task| !holds_addresses(editor.state(), task))
+                .collect()
         };
-        let surplus = ended().count().saturating_sub(keep(slot, limit));
-        for task in ended().take(surplus) {
+        let surplus = ended.len().saturating_sub(keep(slot, limit));
+        for task in ended.into_iter().take(surplus) {
             if !is_watched(service, slot, task) {
                 editor.delete(task.id);
             }

@@ -1,11 +1,11 @@
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use model::{
     NodeId, ServiceId, TaskState,
     object::{Task, UpdateState},
     spec::{
-        Availability, FailureAction, RestartCondition, RestartPolicy, ServiceMode, ServiceSpec,
-        UpdateConfig, UpdateOrder,
+        Availability, FailureAction, NetworkSpec, RestartCondition, RestartPolicy, ServiceMode,
+        ServiceSpec, UpdateConfig, UpdateOrder,
     },
 };
 use store::Key;
@@ -248,20 +248,56 @@ fn tasks_of_a_lost_node_are_replaced_at_once() {
     }
 }
 
+/// The managers give the tasks up, but not their addresses: the node may be there all the while.
 #[test]
-fn tasks_of_a_node_down_for_a_day_are_orphaned() {
+fn tasks_of_a_node_down_for_a_day_are_orphaned_and_keep_their_addresses() {
     let mut sim = Sim::new(1, 2);
-    let id = running(&mut sim, fixture::service("web", 2, &[]));
+    let narrow = NetworkSpec {
+        name: "narrow".to_owned(),
+        subnet: Some("10.7.0.0/29".parse().unwrap()),
+        ..NetworkSpec::default()
+    };
+    let narrow = sim.world.try_write(|tx| ops::network::create(tx, narrow));
+    let spec = fixture::service("web", 2, &[narrow.unwrap()]);
+    let id = running(&mut sim, spec.clone());
     let lost = sim.running(id)[0].node.unwrap();
+    let held = |sim: &Sim| {
+        let tasks = sim.world.state.tasks_of_node(lost);
+        let held = tasks.flat_map(|task| task.attachments.iter().map(|at| at.addr));
+        held.collect::<BTreeSet<_>>()
+    };
+    let before = held(&sim);
+    assert!(!before.is_empty());
     sim.set_down(lost, true);
     sim.run_for(secs(30));
     sim.jump();
-    assert!(
-        sim.world
-            .state
-            .tasks_of_node(lost)
-            .all(|t| t.status.state == TaskState::Orphaned)
-    );
+    let tasks = || sim.world.state.tasks_of_node(lost);
+    assert!(tasks().all(|task| task.status.state == TaskState::Orphaned));
+    assert!(tasks().count() > 0);
+
+    // Not when the service goes, nor when the network is full.
+    sim.world
+        .try_write(|tx| ops::service::remove(tx, id))
+        .unwrap();
+    sim.run_for(secs(30));
+    assert_eq!(held(&sim), before);
+    let other = sim.create(ServiceSpec {
+        name: "other".to_owned(),
+        mode: ServiceMode::Replicated { replicas: 9 },
+        ..spec
+    });
+    sim.run_for(secs(30));
+    let given: BTreeSet<_> = sim
+        .tasks(other)
+        .iter()
+        .flat_map(|task| task.attachments.iter().map(|at| at.addr))
+        .collect();
+    assert!(!given.is_empty() && given.is_disjoint(&before), "{given:?}");
+
+    // When the node is back, its agent ends what the managers do not know of.
+    sim.set_down(lost, false);
+    sim.settle();
+    assert!(sim.world.state.tasks().all(|task| task.service != id));
 }
 
 #[test]

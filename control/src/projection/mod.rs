@@ -1,11 +1,11 @@
 //! What one node is told of the store: pure functions from the state to [`ViewObject`]s.
 //!
-//! * every node: the cluster, all nodes, the `ingress` network;
+//! * every node: the cluster, all nodes but those that left, the `ingress` network;
 //! * networks: those that the node has live tasks on;
 //! * services: those with mesh ports everywhere, the others where one of their networks is, or a task
 //!   that publishes ports on its node;
-//! * endpoints: of those services, and on those networks, unless the task ended or its node is
-//!   down;
+//! * endpoints: of those services, and on those networks, unless the task ended; on a node that is
+//!   down those that had flows, as draining (docs/decisions/0017);
 //! * tasks: the node's own, from ASSIGNED until the store forgets them.
 
 mod touch;
@@ -18,11 +18,13 @@ use model::{
         BackendState, ClusterView, EndpointView, NetworkView, PeerView, PublishedPort,
         ServiceNetwork, ServiceView, TaskAssignment, ViewKey, ViewObject,
     },
-    object::{NodeState, Service, Task},
+    object::{Service, Task},
     spec::{EndpointMode, PublishMode},
     traffic::Traffic,
 };
 use store::State;
+
+use crate::presence::{Presence, presence};
 
 pub(crate) use touch::{Touch, moves_rings, touched};
 
@@ -112,12 +114,14 @@ impl<'a> Projection<'a> {
     }
 
     fn peer(&self, id: NodeId) -> Option<ViewObject> {
-        self.state.node(id).map(|node| {
+        let presence = presence(self.state, id);
+        let node = self.state.node(id)?;
+        (presence != Presence::Gone).then(|| {
             ViewObject::Peer(PeerView {
                 node: id,
                 hostname: node.description.hostname.clone(),
                 vtep: node.vtep,
-                up: node.status.state != NodeState::Down,
+                up: presence == Presence::Up,
             })
         })
     }
@@ -192,10 +196,7 @@ impl<'a> Projection<'a> {
 
     fn endpoint(&self, task: &Task) -> Option<ViewObject> {
         let (id, node) = (task.endpoint?, task.node?);
-        let state = backend_state(task)?;
-        if is_down(self.state, node) {
-            return None;
-        }
+        let state = backend_state_on(presence(self.state, node), task)?;
         let addresses: Vec<_> = task
             .attachments
             .iter()
@@ -273,12 +274,24 @@ fn backend_state(task: &Task) -> Option<BackendState> {
     }
 }
 
+/// What it is on its node. Nobody hears what becomes of a task whose node is down: what it has, it
+/// may go on with.
+fn backend_state_on(node: Presence, task: &Task) -> Option<BackendState> {
+    let state = backend_state(task)?;
+    match (node, state) {
+        (Presence::Up, state) => Some(state),
+        (Presence::Down, BackendState::Active | BackendState::Draining) => {
+            Some(BackendState::Draining)
+        }
+        (Presence::Down, BackendState::Starting) | (Presence::Gone, _) => None,
+    }
+}
+
 /// The task's part of its service's rings, which move when it changes; `None` when it has none.
 fn ring_share(state: &State, id: TaskId) -> Option<u32> {
     let task = state.task(id)?;
-    let is_active = backend_state(task) == Some(BackendState::Active);
-    let is_there = is_active && !is_down(state, task.node?);
-    is_there.then(|| weight(state, task))
+    let on_node = backend_state_on(presence(state, task.node?), task);
+    (on_node == Some(BackendState::Active)).then(|| weight(state, task))
 }
 
 /// What the service's labels give to tasks on this one's node.
@@ -312,12 +325,6 @@ fn traffic(service: &Service) -> Traffic {
 /// Whether every node may be asked for the service.
 fn is_meshed(service: &Service) -> bool {
     mesh_ports(service).next().is_some()
-}
-
-fn is_down(state: &State, node: NodeId) -> bool {
-    state
-        .node(node)
-        .is_none_or(|node| node.status.state == NodeState::Down)
 }
 
 #[cfg(test)]

@@ -10,14 +10,19 @@ use std::{
 use model::{
     EndpointId,
     feed::NodeView,
-    object::{Attachment, Meta, Network, ServiceEndpoint, TaskStatus, Vip},
+    object::{
+        Attachment, Meta, Network, Node, NodeState, Revoked, ServiceEndpoint, TaskStatus, Vip,
+    },
     spec::{EndpointSpec, NetworkSpec, PortSpec},
 };
 use proptest::prelude::*;
 use store::{Change, Key, Transaction};
 
 use super::*;
-use crate::fixture::{self, World};
+use crate::{
+    access::revoke,
+    fixture::{self, World},
+};
 
 struct Cluster {
     world: World,
@@ -95,6 +100,34 @@ impl Cluster {
 
     fn change(&mut self, id: TaskId, f: impl FnOnce(&mut Task)) {
         self.world.write(|tx| change_task(tx, id, f));
+    }
+
+    /// Of a node that is there.
+    fn set_state(&mut self, node: usize, state: NodeState) {
+        let id = self.nodes[node];
+        self.world.write(|tx| {
+            if let Some(stored) = tx.state().node(id) {
+                let mut node = Node::clone(stored);
+                node.status.state = state;
+                tx.put(node).unwrap();
+            }
+        });
+    }
+
+    /// As a node that says so.
+    fn leave(&mut self, node: usize) {
+        let id = self.nodes[node];
+        self.world.write(|tx| {
+            let mut cluster = model::object::Cluster::clone(tx.state().cluster().unwrap());
+            revoke(&mut cluster, id, Revoked::Membership, tx.now());
+            tx.put(cluster).unwrap();
+            if let Some(stored) = tx.state().node(id) {
+                let mut node = Node::clone(stored);
+                node.status.state = NodeState::Down;
+                node.status.message = "the node left the swarm".to_owned();
+                tx.put(node).unwrap();
+            }
+        });
     }
 
     fn view(&self, node: usize) -> NodeView {
@@ -275,24 +308,50 @@ fn a_stopping_task_drains_everywhere_before_its_node_is_told_to_stop_it() {
     assert!(cluster.view(1).endpoints.is_empty());
 }
 
+/// Those that have flows go on with them; the rest begins nothing.
 #[test]
-fn endpoints_of_a_node_that_is_down_are_gone_and_come_back_with_it() {
+fn endpoints_of_a_node_that_is_down_drain_and_come_back_with_it() {
+    let mut cluster = Cluster::new();
+    let task = cluster.run(cluster.web, 0, TaskState::Running);
+    cluster.run(cluster.web, 0, TaskState::Starting);
+    let seen = |cluster: &Cluster| {
+        let view = cluster.view(1);
+        let peer = view.peers.get(&cluster.nodes[0]).map(|peer| peer.up);
+        let states = view.endpoints.values().map(|endpoint| endpoint.state);
+        (states.collect::<Vec<_>>(), peer)
+    };
+    let up = (
+        vec![BackendState::Active, BackendState::Starting],
+        Some(true),
+    );
+    let down = (vec![BackendState::Draining], Some(false));
+    cluster.set_state(0, NodeState::Down);
+    assert_eq!(seen(&cluster), down);
+    cluster.set_state(0, NodeState::Unknown);
+    assert_eq!(seen(&cluster), up, "not known to be down");
+    cluster.set_state(0, NodeState::Down);
+    assert_eq!(seen(&cluster), down);
+    cluster.set_state(0, NodeState::Ready);
+    assert_eq!(seen(&cluster), up);
+
+    cluster.set_state(0, NodeState::Down);
+    cluster.change(task, |task| task.desired = TaskState::Shutdown);
+    assert_eq!(seen(&cluster), down);
+    cluster.change(task, |task| task.status.state = TaskState::Orphaned);
+    assert_eq!(seen(&cluster), (vec![], Some(false)), "given up");
+}
+
+#[test]
+fn node_that_left_is_no_peer_and_has_no_endpoints() {
     let mut cluster = Cluster::new();
     cluster.run(cluster.web, 0, TaskState::Running);
-    let id = cluster.nodes[0];
-    let mut set = |state: NodeState| {
-        cluster.world.write(|tx| {
-            let mut node = model::object::Node::clone(tx.state().node(id).unwrap());
-            node.status.state = state;
-            tx.put(node).unwrap();
-        });
-        let view = cluster.view(1);
-        (view.endpoints.len(), view.peers[&id].up)
-    };
-    assert_eq!(set(NodeState::Down), (0, false));
-    assert_eq!(set(NodeState::Unknown), (1, true), "not known to be down");
-    assert_eq!(set(NodeState::Down), (0, false));
-    assert_eq!(set(NodeState::Ready), (1, true));
+    // Its heartbeats failed before it came to leave.
+    cluster.set_state(0, NodeState::Down);
+    cluster.leave(0);
+    let view = cluster.view(1);
+    assert!(view.endpoints.is_empty());
+    let peers: Vec<_> = view.peers.keys().copied().collect();
+    assert!(!peers.contains(&cluster.nodes[0]) && peers.len() == 2);
 }
 
 #[test]
@@ -316,6 +375,7 @@ enum Step {
     Stop { task: usize },
     RemoveTask { task: usize },
     SetNode { node: usize, down: bool },
+    Leave { node: usize },
     Publish { published: bool },
     RemoveService { on_back: bool },
     RemoveNode { node: usize },
@@ -334,6 +394,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<usize>().prop_map(|task| Step::Stop { task }),
         2 => any::<usize>().prop_map(|task| Step::RemoveTask { task }),
         2 => (0..3usize, any::<bool>()).prop_map(|(node, down)| Step::SetNode { node, down }),
+        1 => (0..3usize).prop_map(|node| Step::Leave { node }),
         1 => any::<bool>().prop_map(|published| Step::Publish { published }),
         1 => any::<bool>().prop_map(|on_back| Step::RemoveService { on_back }),
         1 => (0..3usize).prop_map(|node| Step::RemoveNode { node }),
@@ -364,17 +425,14 @@ impl Cluster {
                     self.world.write(|tx| tx.remove(Key::Task(id)));
                 }
             }
-            Step::SetNode { node, down } => self.world.write(|tx| {
-                if let Some(stored) = tx.state().node(nodes[node]) {
-                    let mut node = model::object::Node::clone(stored);
-                    node.status.state = if down {
-                        NodeState::Down
-                    } else {
-                        NodeState::Ready
-                    };
-                    tx.put(node).unwrap();
-                }
-            }),
+            Step::SetNode { node, down } => {
+                let state = match down {
+                    true => NodeState::Down,
+                    false => NodeState::Ready,
+                };
+                self.set_state(node, state);
+            }
+            Step::Leave { node } => self.leave(node),
             Step::Publish { published } => self.world.write(|tx| {
                 if let Some(stored) = tx.state().service(db) {
                     let mut service = Service::clone(stored);
@@ -400,6 +458,7 @@ impl Cluster {
 fn changes(before: &State, now: &State) -> Vec<Change> {
     let keys = |state: &State| -> BTreeSet<Key> {
         let nodes = state.nodes().map(|node| Key::Node(node.id));
+        let nodes = nodes.chain([Key::Cluster]);
         let services = state.services().map(|service| Key::Service(service.id));
         let tasks = state.tasks().map(|task| Key::Task(task.id));
         nodes.chain(services).chain(tasks).collect()
@@ -409,6 +468,7 @@ fn changes(before: &State, now: &State) -> Vec<Change> {
         .into_iter()
         .filter(|key| version(before, *key) != version(now, *key))
         .map(|key| match key {
+            Key::Cluster => Change::Put(now.cluster().unwrap().clone().into()),
             Key::Node(id) if now.contains(key) => Change::Put(now.node(id).unwrap().clone().into()),
             Key::Service(id) if now.contains(key) => {
                 Change::Put(now.service(id).unwrap().clone().into())

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use model::{EndpointId, NetworkId, NodeId, ServiceId, TaskId};
 use store::{Change, Key, State};
 
-use super::{is_down, is_meshed, ring_share, traffic};
+use super::{is_meshed, ring_share, traffic};
+use crate::presence::presence;
 
 /// Names what has to be projected anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +43,8 @@ pub(crate) fn touched(before: &State, now: &State, changes: &[Change]) -> BTreeS
                     touches.insert(Touch::Cluster);
                 }
                 let labels = |state: &State| Some(state.node(id)?.spec.labels.clone());
-                if is_down(before, id) != is_down(now, id) || labels(before) != labels(now) {
+                let is_where_it_was = presence(before, id) == presence(now, id);
+                if !is_where_it_was || labels(before) != labels(now) {
                     touch_tasks(
                         &mut touches,
                         now.tasks_of_node(id).map(|task| task.id),

@@ -300,7 +300,8 @@ async fn a_node_that_misses_its_heartbeats_is_down_and_ready_again_at_once() {
     assert_eq!(agent.end().await.code(), Code::Aborted);
     watcher
         .until("backend and peer down", |view| {
-            !view.endpoints.contains_key(&endpoint) && !view.peers[&node.id].up
+            let drains = view.endpoints[&endpoint].state == BackendState::Draining;
+            drains && !view.peers[&node.id].up
         })
         .await;
 

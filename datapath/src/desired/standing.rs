@@ -13,7 +13,7 @@ use model::{
     feed::{EndpointView, NodeView},
 };
 
-use super::{Asked, DesiredError, FrontendSpec, NodeTables, Projection, Skipped};
+use super::{Asked, DesiredError, FrontendSpec, NodeTables, Projection, Skipped, lost};
 use crate::{
     local::LocalState,
     tables::{Frontend, OverlayAddr, Port, Published, Tables},
@@ -144,7 +144,7 @@ impl Desired {
     /// Whether what each endpoint and service depends on is as it was.
     fn is_on_same_ground(&self, view: &NodeView, local: &LocalState) -> bool {
         self.local.as_ref().is_some_and(|had| {
-            // Of doubts nothing but the node's own entries knows.
+            // Of other doubts nothing but the node's own entries knows.
             let (tasks, doubts) = (local.tasks.clone(), local.doubts.clone());
             let same_node = *local
                 == LocalState {
@@ -152,7 +152,10 @@ impl Desired {
                     doubts,
                     ..had.clone()
                 };
-            same_node && self.view.networks == view.networks && self.view.peers == view.peers
+            same_node
+                && self.view.networks == view.networks
+                && self.view.peers == view.peers
+                && lost(view, had) == lost(view, local)
         })
     }
 

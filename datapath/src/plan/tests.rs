@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dataplane_abi::{Be16, RING_CHUNK_SLOTS, RING_LEN_MAX, RingSlot};
+use dataplane_abi::{
+    BACKEND_ACTIVE, BACKEND_DRAINING, Be16, RING_CHUNK_SLOTS, RING_LEN_MAX, RingSlot,
+};
 use model::{
     ClusterId, EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
     feed::{
@@ -528,9 +530,11 @@ impl Step {
     }
 
     fn local(&self) -> LocalState {
-        let doubts = self.doubt.map(|doubt| (NodeId::from_raw(2), doubt));
+        // The latter may be down.
+        let doubted = [2, 3].map(NodeId::from_raw);
+        let doubts = doubted.map(|node| Some((node, self.doubt?)));
         LocalState {
-            doubts: doubts.into_iter().collect(),
+            doubts: doubts.into_iter().flatten().collect(),
             ..local(&self.draws)
         }
     }
@@ -552,12 +556,14 @@ fn some_steps() -> impl Strategy<Value = Vec<Step>> {
         down,
         doubt,
     });
-    // Each again with one endpoint less, so that much stays as it is.
+    // Each again with one endpoint less, and when the others answer, so that much stays as it is.
     prop::collection::vec(step, 1..5).prop_map(|steps| {
         let with_less = |step: Step| {
             let mut less = step.clone();
             less.draws.pop();
-            [step, less]
+            let mut trusting = less.clone();
+            trusting.doubt = None;
+            [step, less, trusting]
         };
         steps.into_iter().flat_map(with_less).collect()
     })
@@ -766,6 +772,48 @@ fn draining_everywhere_keeps_the_flows() {
     assert_eq!(resolved[0].0.state, dataplane_abi::BACKEND_DRAINING);
     settle(&mut planner, &mut kernel, &[], &[8080], 3);
     assert_eq!(kernel.resolve(published(8080)), Some(vec![]));
+}
+
+/// A node that is down for the managers alone keeps what it has, and nothing new goes there.
+#[test]
+fn endpoints_of_a_node_that_is_down_stay_until_it_does_not_answer() {
+    let mut step = Step {
+        draws: vec![
+            draw(1, 1, 2, BackendState::Active),
+            draw(2, 1, 3, BackendState::Draining),
+        ],
+        claims: vec![(8080, 1, None)],
+        has_second_network: true,
+        down: false,
+        doubt: Some(Doubt::Suspected),
+    };
+    let seen = |step: &Step| {
+        let desired = desired(&step.view(), &step.local());
+        let wanted = desired.whole(&Tables::default());
+        let spec = wanted.frontends[&published(8080)].clone().unwrap();
+        let pool = spec.pool;
+        let backends = pool.backends.iter().zip(pool.members.iter());
+        let backends: Vec<_> = backends
+            .map(|(backend, member)| (backend.state, member.weight, member.is_cut_off))
+            .collect();
+        let there = wanted.endpoints.values().flatten();
+        let addresses = there.filter(|value| value.vtep == vtep(3).into()).count();
+        (
+            backends,
+            addresses,
+            wanted.node.peers.contains_key(&vtep(3)),
+        )
+    };
+    let other = (BACKEND_ACTIVE, 1, false);
+    let drains = |is_cut_off| (BACKEND_DRAINING, 0, is_cut_off);
+    let up = (vec![other, drains(false)], 2, true);
+    assert_eq!(seen(&step), up, "a doubt alone takes nothing away");
+    step.down = true;
+    assert_eq!(seen(&step), (vec![other], 0, true), "it may still send");
+    step.doubt = Some(Doubt::Returning);
+    assert_eq!(seen(&step), (vec![other, drains(true)], 2, true));
+    step.doubt = None;
+    assert_eq!(seen(&step), (vec![other, drains(true)], 2, true));
 }
 
 #[test]

@@ -144,6 +144,12 @@ impl Sim {
         }
     }
 
+    /// As the managers tell all: these are down, the others up.
+    fn hold_down(&mut self, down: &[NodeId]) {
+        let view = peers(self.books.len(), &down.iter().copied().collect());
+        self.books.values_mut().for_each(|book| book.follow(&view));
+    }
+
     /// Of the living, who suspects `of`.
     fn suspecting(&self, of: NodeId) -> usize {
         let living = self.books.iter().filter(|(id, _)| !self.dead.contains(id));
@@ -392,19 +398,85 @@ fn old_answers_are_no_sign_of_life() {
     }
 }
 
+/// The managers alone do not reach it: all others hear it, and miss it as soon as it is silent.
 #[test]
-fn nodes_that_are_down_are_not_watched_and_others_take_their_place() {
-    let mut book = Book::new(node(1));
-    book.follow(&peers(30, &BTreeSet::new()));
-    let watched = |book: &Book| -> Vec<u128> {
-        let watched = book.peers.iter().filter(|(_, peer)| peer.is_watched);
+fn node_that_is_down_for_the_managers_alone_is_heard_until_it_is_silent() {
+    for count in [3, 5, 20] {
+        let mut sim = Sim::acquainted(count, 14);
+        sim.hold_down(&[node(2)]);
+        sim.run(60 * SECOND);
+        assert_eq!(sim.changes, [], "{count} nodes");
+        sim.dead.insert(node(2));
+        sim.run(GOAL);
+        assert_eq!(sim.suspecting(node(2)), count - 1, "{count} nodes");
+        // And asked no more.
+        sim.run(SECOND);
+        let asks = |book: &Book| book.peers.get(&node(2)).map(|peer| peer.next_question);
+        let asks: Vec<_> = sim.books.values().filter_map(asks).collect();
+        assert_eq!(asks, vec![TURN; count - 1]);
+    }
+}
+
+/// Its port may have been closed before: no word of it is no reason to go on with it.
+#[test]
+fn node_that_is_down_and_was_never_heard_of_is_suspected_soon() {
+    let mut sim = Sim::new(5, 15);
+    sim.isolate(node(4));
+    sim.run(20 * SECOND);
+    sim.hold_down(&[node(4)]);
+    sim.run(GOAL);
+    assert_eq!(sim.suspecting(node(4)), 4);
+}
+
+/// Of two nodes neither can tell which is cut off; the managers have told.
+#[test]
+fn last_other_node_is_suspected_once_it_is_down() {
+    let mut sim = Sim::acquainted(2, 16);
+    sim.dead.insert(node(2));
+    sim.run(10 * SECOND);
+    assert_eq!(sim.doubts(), 0);
+    sim.hold_down(&[node(2)]);
+    sim.run(GOAL);
+    assert_eq!(sim.suspecting(node(2)), 1);
+}
+
+#[test]
+fn node_that_was_down_is_asked_again_when_it_is_up() {
+    let mut sim = Sim::acquainted(5, 17);
+    sim.dead.insert(node(3));
+    sim.run(SECOND);
+    sim.hold_down(&[node(3)]);
+    sim.run(10 * SECOND);
+    sim.dead.remove(&node(3));
+    sim.hold_down(&[]);
+    sim.run(SECOND);
+    let doubts = sim.books[&node(1)].doubts();
+    assert_eq!(doubts, [(node(3), Doubt::Returning)].into());
+    sim.run(RETURN);
+    assert_eq!(sim.doubts(), 0);
+    sim.dead.insert(node(3));
+    sim.run(GOAL);
+    assert_eq!(sim.suspecting(node(3)), 4, "it is watched again");
+}
+
+#[test]
+fn nodes_that_are_down_and_silent_are_not_watched_and_others_take_their_place() {
+    let mut sim = Sim::acquainted(30, 18);
+    let watched = |sim: &Sim| -> Vec<u128> {
+        let peers = sim.books[&node(1)].peers.iter();
+        let watched = peers.filter(|(_, peer)| peer.is_watched);
         watched.map(|(node, _)| node.raw()).collect()
     };
-    assert_eq!(watched(&book), (2..=9).collect::<Vec<_>>());
-    book.follow(&peers(30, &[node(3)].into()));
-    assert_eq!(watched(&book), [2, 4, 5, 6, 7, 8, 9, 10]);
+    let first = (2..=9).collect::<Vec<_>>();
+    assert_eq!(watched(&sim), first);
+    sim.hold_down(&[node(3)]);
+    assert_eq!(watched(&sim), first, "it may be there");
+    sim.dead.insert(node(3));
+    sim.run(GOAL);
+    assert_eq!(watched(&sim), [2, 4, 5, 6, 7, 8, 9, 10]);
+    let book = sim.books.get_mut(&node(1)).unwrap();
     book.follow(&peers(4, &BTreeSet::new()));
-    assert_eq!(watched(&book), [2, 3, 4]);
+    assert_eq!(watched(&sim), [2, 3, 4]);
 }
 
 fn some_message() -> impl Strategy<Value = Message> {
@@ -428,12 +500,14 @@ proptest! {
     /// oneself or of who is none, and what is done is bounded.
     #[test]
     fn any_course_of_messages_is_taken(
-        course in prop::collection::vec((some_message(), 0u64..3000, 1usize..6), 1..200),
+        course in prop::collection::vec(
+            (some_message(), 0u64..3000, 1usize..6, any::<bool>()), 1..200,
+        ),
     ) {
         let mut book = Book::new(node(1));
         let (mut elapsed, mut token) = (Duration::ZERO, 0u64);
-        for (message, step, count) in course {
-            book.follow(&peers(count, &BTreeSet::new()));
+        for (message, step, count, is_down) in course {
+            book.follow(&peers(count, &is_down.then_some(node(3)).into_iter().collect()));
             elapsed += Duration::from_millis(step);
             let wall = Millis(elapsed.as_millis() as u64);
             let outcome = book.tick(elapsed, wall, || { token = (token + 1) % 20; token });
