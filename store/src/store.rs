@@ -349,11 +349,12 @@ impl Store {
         begun.map_err(|error| self.stopped(&error))
     }
 
-    /// Has the data key sealed by `unlock`, or kept plain without one. Returns when it is on disk.
+    /// Has the data key sealed by `unlock`, or kept plain without one. Returns when it is on disk:
+    /// `false` when it was so already.
     ///
     /// # Errors
     /// When it cannot be written; it stays as it was.
-    pub async fn seal_key(&self, unlock: Option<UnlockKey>) -> Result<(), StoreError> {
+    pub async fn seal_key(&self, unlock: Option<UnlockKey>) -> Result<bool, StoreError> {
         let disk = Arc::clone(&self.0.disk);
         let sealed = spawn_blocking(move || disk.seal_key(unlock.as_ref())).await;
         sealed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))

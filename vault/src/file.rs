@@ -85,17 +85,38 @@ impl KeyFile {
         }
     }
 
-    /// Keeps a data key, sealed by `unlock` if there is one, in place of what was kept.
+    /// Keeps a data key, sealed by `unlock` if there is one, in place of what was kept. `false` when
+    /// it was kept so already: then the file, which all else depends on, is not touched.
     ///
     /// # Errors
     /// When it cannot be written; what was kept stays.
-    pub fn keep(&self, key: &DataKey, unlock: Option<&UnlockKey>) -> Result<(), KeyFileError> {
+    pub fn keep(&self, key: &DataKey, unlock: Option<&UnlockKey>) -> Result<bool, KeyFileError> {
+        if self.keeps(key, unlock) {
+            return Ok(false);
+        }
         let block = match unlock {
             Some(unlock) => Pem::new(SEALED, unlock.seal(key)),
             None => Pem::new(PLAIN, key.bytes()),
         };
         self.write(pem::encode(&block).as_bytes())
-            .map_err(self.io("write"))
+            .map_err(self.io("write"))?;
+        Ok(true)
+    }
+
+    fn keeps(&self, key: &DataKey, unlock: Option<&UnlockKey>) -> bool {
+        let Some(block) = fs::read(&self.path)
+            .ok()
+            .and_then(|text| pem::parse(text).ok())
+        else {
+            return false;
+        };
+        match (block.tag(), unlock) {
+            (PLAIN, None) => block.contents() == key.bytes(),
+            (SEALED, Some(unlock)) => unlock
+                .open(block.contents())
+                .is_some_and(|kept| kept.bytes() == key.bytes()),
+            _ => false,
+        }
     }
 
     fn write(&self, content: &[u8]) -> io::Result<()> {
@@ -120,7 +141,7 @@ impl KeyFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 
@@ -148,6 +169,26 @@ mod tests {
         assert!(opens(file.read(None).unwrap()));
         let mode = fs::metadata(&file.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    /// A write that does not have to be is one that cannot go wrong.
+    #[test]
+    fn file_is_written_only_for_another_key_or_another_seal() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = KeyFile::new(dir.path());
+        let key = file.make().unwrap();
+        let (one, other) = (UnlockKey::generate(), UnlockKey::generate());
+        for unlock in [Some(&one), Some(&other), None] {
+            assert!(file.keep(&key, unlock).unwrap(), "{unlock:?}");
+            let inode = || fs::metadata(&file.path).unwrap().ino();
+            let written = inode();
+            assert!(!file.keep(&key, unlock).unwrap(), "{unlock:?}");
+            assert_eq!(inode(), written);
+        }
+        assert!(file.keep(&DataKey::generate(), None).unwrap());
+        fs::write(&file.path, "damaged").unwrap();
+        assert!(file.keep(&key, None).unwrap());
+        assert_eq!(file.read(None).unwrap().bytes(), key.bytes());
     }
 
     #[test]

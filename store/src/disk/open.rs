@@ -86,7 +86,7 @@ impl Disk {
         Ok(disk)
     }
 
-    pub(crate) fn seal_key(&self, unlock: Option<&UnlockKey>) -> Result<(), StoreError> {
+    pub(crate) fn seal_key(&self, unlock: Option<&UnlockKey>) -> Result<bool, StoreError> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         Ok(KeyFile::new(dir).keep(&self.vault, unlock)?)
     }
