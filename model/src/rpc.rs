@@ -146,6 +146,9 @@ pub struct ApiResponse {
     /// Of HTTP.
     pub status: u16,
     pub content_type: Option<String>,
+    /// HTTP's field of this name: that a read may be stale.
+    #[serde(default)]
+    pub warning: Option<String>,
     #[serde(with = "as_bytes")]
     pub body: Bytes,
 }

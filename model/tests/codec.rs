@@ -126,7 +126,12 @@ proptest! {
             body: text().into(),
         };
         survives(&request, &damage, &junk);
-        let response = ApiResponse { status: 200, content_type: None, body: text().into() };
+        let response = ApiResponse {
+            status: 200,
+            content_type: None,
+            warning: Some(text()),
+            body: text().into(),
+        };
         survives(&response, &damage, &junk);
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::{
     body::{Body, Bytes, to_bytes},
     extract::{Request, State},
-    http::{HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -131,7 +131,7 @@ fn forwardable(node: &Ctx, parts: &Parts, body: &Bytes) -> ApiRequest {
     ApiRequest {
         method: parts.method.to_string(),
         uri: uri_for_another(node.status().node, &parts.uri),
-        content_type: content_type(&parts.headers),
+        content_type: text(&parts.headers, header::CONTENT_TYPE),
         body: body.clone(),
     }
 }
@@ -147,8 +147,8 @@ fn uri_for_another(own: Option<NodeId>, uri: &Uri) -> String {
     }
 }
 
-fn content_type(headers: &header::HeaderMap) -> Option<String> {
-    let value = headers.get(header::CONTENT_TYPE)?;
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
+    let value = headers.get(name)?;
     value.to_str().ok().map(str::to_owned)
 }
 
@@ -157,10 +157,14 @@ fn from_leader(answer: ApiResponse) -> Response {
     let mut response = (status, answer.body).into_response();
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_TYPE);
-    if let Some(value) = answer.content_type
-        && let Ok(value) = HeaderValue::try_from(value)
-    {
-        headers.insert(header::CONTENT_TYPE, value);
+    let fields = [
+        (header::CONTENT_TYPE, answer.content_type),
+        (header::WARNING, answer.warning),
+    ];
+    for (name, value) in fields {
+        if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
+            headers.insert(name, value);
+        }
     }
     response
 }
@@ -207,16 +211,17 @@ impl ApiHandler for Answers {
             Err(err) => ApiError::invalid(format!("not a request: {err}")).into_response(),
         };
         let (parts, body) = response.into_parts();
-        let content_type = content_type(&parts.headers);
         match to_bytes(body, BODY_BYTES_MAX).await {
             Ok(body) => ApiResponse {
                 status: parts.status.as_u16(),
-                content_type,
+                content_type: text(&parts.headers, header::CONTENT_TYPE),
+                warning: text(&parts.headers, header::WARNING),
                 body,
             },
             Err(_) => ApiResponse {
                 status: StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
                 content_type: None,
+                warning: None,
                 body: Bytes::from_static(b"the answer is too long to be forwarded"),
             },
         }
@@ -225,6 +230,8 @@ impl ApiHandler for Answers {
 
 #[cfg(test)]
 mod tests {
+    use axum::{Json, routing::get};
+
     use super::*;
 
     #[test]
@@ -263,14 +270,24 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_leaders_answer_is_passed_on_as_it_is() {
-        let response = from_leader(ApiResponse {
-            status: 409,
-            content_type: Some("application/json".to_owned()),
-            body: Bytes::from_static(b"{}"),
-        });
+    /// Of a leader that has just lost its quorum, a read through another manager says so as well.
+    #[tokio::test]
+    async fn the_leaders_answer_is_passed_on_as_it_is() {
+        let missing = [Member {
+            addr: "192.0.2.2:2377".parse().unwrap(),
+        }];
+        let read = async move || stale((StatusCode::CONFLICT, Json(())).into_response(), &missing);
+        let leader = Answers(axum::Router::new().route("/services", get(read)));
+        let request = ApiRequest {
+            method: "GET".to_owned(),
+            uri: "/services".to_owned(),
+            content_type: None,
+            body: Bytes::new(),
+        };
+        let response = from_leader(leader.answer(request).await);
         assert_eq!(response.status(), StatusCode::CONFLICT);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+        let warning = response.headers()[header::WARNING].to_str().unwrap();
+        assert!(warning.contains("may be stale"), "{warning}");
     }
 }

@@ -82,6 +82,7 @@ impl ApiHandler for Echo {
         ApiResponse {
             status: 200,
             content_type: None,
+            warning: None,
             body: request.uri.into(),
         }
     }
