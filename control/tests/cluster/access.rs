@@ -3,6 +3,7 @@
 use ca::{NodeTls, Subject};
 use jiff::{SignedDuration, Timestamp};
 use model::{
+    ClusterId,
     codec::MsgPackCodec,
     object::{Revocation, Revoked},
     rpc::{LeaveRequest, MembershipClient, Rpc},
@@ -10,7 +11,7 @@ use model::{
 };
 use tonic::{Code, Request, Status, codegen::http::uri::PathAndQuery, transport::Channel};
 
-use crate::support::{Cluster, Credentials, in_time};
+use crate::support::{Cluster, Credentials, in_time, intrude};
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 
@@ -27,13 +28,19 @@ enum Caller {
     Demoted,
     /// Certified by another root, with the ids of our swarm and of a node of ours.
     OtherRoot,
+    /// A worker of another swarm.
+    OtherWorker,
+    /// A manager of another swarm.
+    OtherManager,
+    /// Certified by our root, with the id of our manager's node and of another swarm.
+    OtherId,
     /// A certificate of a node of ours that expired.
     Expired,
     /// One that is not valid yet.
     Early,
 }
 
-const CALLERS: [Caller; 9] = [
+const CALLERS: [Caller; 12] = [
     Caller::Nobody,
     Caller::Worker,
     Caller::Manager,
@@ -41,6 +48,9 @@ const CALLERS: [Caller; 9] = [
     Caller::Removed,
     Caller::Demoted,
     Caller::OtherRoot,
+    Caller::OtherWorker,
+    Caller::OtherManager,
+    Caller::OtherId,
     Caller::Expired,
     Caller::Early,
 ];
@@ -58,22 +68,26 @@ enum Verdict {
 
 /// The whole table. A new call has to be put into it.
 fn expected(rpc: Rpc, caller: Caller) -> Verdict {
-    use Caller::{Demoted, Early, Expired, Left, Manager, Nobody, OtherRoot, Removed, Worker};
+    use Caller::{
+        Demoted, Early, Expired, Left, Manager, Nobody, OtherId, OtherManager, OtherRoot,
+        OtherWorker, Removed, Worker,
+    };
     let anyone = || match caller {
-        OtherRoot | Expired | Early => Verdict::NoTls,
+        OtherRoot | OtherWorker | OtherManager | Expired | Early => Verdict::NoTls,
         _ => Verdict::Admitted,
     };
     let member = || match caller {
         Worker | Manager | Demoted => Verdict::Admitted,
         Nobody => Verdict::Refused(Code::Unauthenticated),
         Left | Removed => Verdict::Refused(Code::NotFound),
-        OtherRoot | Expired | Early => Verdict::NoTls,
+        OtherId => Verdict::Refused(Code::PermissionDenied),
+        OtherRoot | OtherWorker | OtherManager | Expired | Early => Verdict::NoTls,
     };
     let manager = || match caller {
         Manager => Verdict::Admitted,
         Nobody => Verdict::Refused(Code::Unauthenticated),
-        Worker | Left | Removed | Demoted => Verdict::Refused(Code::PermissionDenied),
-        OtherRoot | Expired | Early => Verdict::NoTls,
+        Worker | Left | Removed | Demoted | OtherId => Verdict::Refused(Code::PermissionDenied),
+        OtherRoot | OtherWorker | OtherManager | Expired | Early => Verdict::NoTls,
     };
     match rpc {
         Rpc::AuthorityRoot | Rpc::MembershipJoin => anyone(),
@@ -91,11 +105,13 @@ struct Callers {
     left: Credentials,
     removed: Credentials,
     demoted: NodeTls,
+    other_manager: NodeTls,
+    other_worker: NodeTls,
 }
 
 impl Callers {
     async fn new() -> Self {
-        let mut cluster = Cluster::new().await;
+        let (mut cluster, mut other) = (Cluster::new().await, Cluster::new().await);
         let (worker, left) = (cluster.join().await, cluster.join().await);
         let removed = cluster.join().await;
         let addr = cluster.manager.local_addr();
@@ -130,6 +146,8 @@ impl Callers {
             left,
             removed,
             demoted,
+            other_worker: other.join().await.tls,
+            other_manager: other.first.tls,
         }
     }
 
@@ -141,6 +159,7 @@ impl Callers {
             cluster: cluster.state().cluster().unwrap().id,
             role: NodeRole::Worker,
         };
+        let addr = cluster.manager.local_addr();
         let caller = match caller {
             Caller::Nobody => return cluster.dial_as_joiner().await,
             Caller::Worker => worker.clone(),
@@ -149,10 +168,20 @@ impl Callers {
             Caller::Removed => self.removed.clone(),
             Caller::Demoted => worker.showing(self.demoted.clone()),
             Caller::OtherRoot => worker.showing(cluster.certify_by_another_root(subject)),
+            Caller::OtherWorker => return intrude(&self.other_worker, addr).await,
+            Caller::OtherManager => return intrude(&self.other_manager, addr).await,
+            Caller::OtherId => {
+                let subject = Subject {
+                    node: cluster.first.id,
+                    cluster: ClusterId::generate(),
+                    role: NodeRole::Manager,
+                };
+                return intrude(&cluster.certify(subject, now, DAY), addr).await;
+            }
             Caller::Expired => worker.showing(cluster.certify(subject, now - DAY * 2, DAY)),
             Caller::Early => worker.showing(cluster.certify(subject, now + DAY, DAY)),
         };
-        caller.dial(cluster.manager.local_addr()).await
+        caller.dial(addr).await
     }
 }
 
@@ -177,6 +206,7 @@ fn verdict(status: &Status) -> Verdict {
         "shows no certificate",
         "is not a member of this swarm",
         "is no manager",
+        "not to this one",
     ];
     match by_the_gate
         .iter()

@@ -3,12 +3,14 @@
 
 mod agent;
 mod cluster;
+mod intruder;
 mod worker;
 
 use std::time::Duration;
 
 pub use agent::{Agent, Heard};
 pub use cluster::{Cluster, Credentials, init_options};
+pub use intruder::intrude;
 pub use worker::Worker;
 
 /// For what must come to happen. Long, for slow machines; a test that passes does not wait it out.
