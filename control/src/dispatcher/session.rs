@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ca::{Identity, clock::until};
 use model::{
     NodeId, Version,
-    feed::{AgentMessage, Hello, ManagerMessage, TaskStatusUpdate},
+    feed::{AgentMessage, Hello, ManagerMessage, PINS_PER_NODE_MAX, TaskStatusUpdate},
     object::{Node, NodeState},
 };
 use store::{State, Transaction};
@@ -258,6 +258,12 @@ impl Session<'_> {
                 self.flight.ack(version);
                 self.seat.reached(self.flight.reached());
                 Ok(())
+            }
+            AgentMessage::Pins(pins) if pins.len() > PINS_PER_NODE_MAX => {
+                Err(End::Refused(Status::invalid_argument(format!(
+                    "{} pins: want {PINS_PER_NODE_MAX} at most",
+                    pins.len()
+                ))))
             }
             AgentMessage::Pins(pins) => {
                 self.seat.pin(pins);

@@ -8,7 +8,7 @@ use std::{
 use crate::support::{Agent, Cluster, Credentials, Heard, in_time, init_options};
 use model::{
     EndpointId, TaskId, TaskState, Version,
-    feed::{AgentMessage, BackendState, NodeView, Pin, ViewKey},
+    feed::{AgentMessage, BackendState, NodeView, PINS_PER_NODE_MAX, Pin, ViewKey},
     object::NodeState,
     rpc::{DispatcherClient, LeaveRequest, MembershipClient},
     token::JoinToken,
@@ -625,4 +625,16 @@ async fn pins_are_relayed_and_settled_with_the_version() {
     let third = cluster.join().await;
     let late = cluster.connect(&third).await;
     late.until_heard("the pins of before", arrived).await;
+}
+
+/// All nodes would have to hold them.
+#[tokio::test]
+async fn more_pins_than_a_node_may_have_end_its_session() {
+    let mut cluster = Cluster::new().await;
+    let node = cluster.join().await;
+    let agent = cluster.connect(&node).await;
+    let pins = vec![pin(1); PINS_PER_NODE_MAX + 1];
+    agent.say(AgentMessage::Pins(pins)).await;
+    let end = agent.end().await;
+    assert_eq!(end.code(), Code::InvalidArgument, "{end}");
 }
