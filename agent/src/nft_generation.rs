@@ -60,6 +60,8 @@ fn generation(message: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// As the kernel answers: generation 7, process id and name of who changed the rules last.
@@ -77,6 +79,16 @@ mod tests {
     #[test]
     fn generation_is_found_among_the_attributes() {
         assert_eq!(generation(&answer()), Some(7));
+    }
+
+    proptest! {
+        #[test]
+        fn any_attributes_have_a_generation_or_none(attributes: Vec<u8>) {
+            let mut answer = vec![0; HEADERS_LEN];
+            answer[4..6].copy_from_slice(&NEW_GENERATION.to_ne_bytes());
+            answer.extend(attributes);
+            generation(&answer);
+        }
     }
 
     #[test]

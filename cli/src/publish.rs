@@ -344,6 +344,8 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn short(text: &str) -> Vec<(i64, Option<i64>, Protocol)> {
@@ -373,6 +375,24 @@ mod tests {
                 (81, Some(8081), Protocol::TCP)
             ]
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_ports_or_an_error(
+            text in "([0-9.]{0,9}:)?([0-9]{0,5}(-[0-9]{0,5})?:)?[0-9]{0,5}(-[0-9]{0,5})?(/[a-z]{0,4})?",
+        ) {
+            if let Ok(ports) = parse(&text) {
+                prop_assert!((1..=RANGE_MAX).contains(&ports.len()));
+            }
+        }
+
+        #[test]
+        fn any_fields_are_a_port_or_an_error(
+            text in "((published|target|protocol|mode|ip)=[0-9a-z.]{0,6},?){0,4}",
+        ) {
+            let _ = parse(&text);
+        }
     }
 
     #[test]

@@ -152,7 +152,27 @@ pub fn go_time(time: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn durations_read_as_they_are_written(nanos in 0..=i64::MAX, scale in 0u32..63) {
+            let nanos = nanos >> scale;
+            prop_assert_eq!(parse_nanos(&go_duration(nanos)).unwrap(), nanos);
+        }
+
+        #[test]
+        fn any_text_is_a_quantity_or_an_error(
+            text in "[-+.0-9]{0,24}( ?(d|days|h|m|s|ms|us|ns|y|mo|w|k|KiB|e9))?[.0-9smh]{0,6}|.{0,20}",
+        ) {
+            let not_negative = |read: Result<i64>| read.is_err() || read.is_ok_and(|it| it >= 0);
+            prop_assert!(not_negative(parse_nanos(&text)));
+            prop_assert!(not_negative(parse_bytes(&text)));
+            prop_assert!(not_negative(parse_nano_cpus(&text)));
+        }
+    }
 
     #[test]
     fn durations_are_read() {

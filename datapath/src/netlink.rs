@@ -59,3 +59,48 @@ fn take_in(mut datagram: &[u8], answers: &mut Vec<RouteNetlinkMessage>) -> io::R
     }
     Ok(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NLMSG_DONE;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `len`, whatever is behind it; then kind, flags, sequence number and port.
+    fn message(len: u32, kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = len.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.resize(16, 0);
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn answers_end_with_the_message_that_says_so() {
+        let link = message(32, libc::RTM_NEWLINK, &[0; 16]);
+        let done = message(20, NLMSG_DONE, &[0; 4]);
+        let mut answers = Vec::new();
+        assert!(!take_in(&link, &mut answers).unwrap());
+        assert!(take_in(&[link, done].concat(), &mut answers).unwrap());
+        assert_eq!(answers.len(), 2);
+    }
+
+    #[test]
+    fn length_that_cannot_be_is_an_error() {
+        for len in [0, 17] {
+            let damaged = message(len, NLMSG_DONE, &[]);
+            assert!(take_in(&damaged, &mut Vec::new()).is_err(), "{len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_datagram_is_taken_in_or_refused(
+            messages in prop::collection::vec((0u32..64, 0u16..64, prop::collection::vec(any::<u8>(), 0..48)), 0..4),
+        ) {
+            let messages = messages.iter().map(|(len, kind, body)| message(*len, *kind, body));
+            let _ = take_in(&messages.collect::<Vec<_>>().concat(), &mut Vec::new());
+        }
+    }
+}

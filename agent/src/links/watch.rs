@@ -101,6 +101,8 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A message of `kind`, with these bytes behind its header.
@@ -136,6 +138,22 @@ mod tests {
         }
         assert!(tells(&[passing.concat(), lasting].concat()));
         assert!(tells(&message(libc::RTM_DELLINK, &[0; 3])));
+    }
+
+    proptest! {
+        /// Whatever lengths and kinds say.
+        #[test]
+        fn any_datagram_tells_something_or_nothing(
+            messages in prop::collection::vec((0u32..40, 28u16..32, prop::collection::vec(any::<u8>(), 0..20)), 0..4),
+        ) {
+            let mut datagram = Vec::new();
+            for (len, kind, body) in messages {
+                datagram.extend(len.to_ne_bytes());
+                datagram.extend(kind.to_ne_bytes());
+                datagram.extend(body);
+            }
+            tells(&datagram);
+        }
     }
 
     #[test]
