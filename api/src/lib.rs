@@ -10,6 +10,8 @@ pub mod convert;
 mod error;
 mod filters;
 mod folding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod local_node;
 mod lossless;
 mod reference;

@@ -95,7 +95,7 @@ impl<S: Send + Sync, T: Input> FromRequest<S> for Body<T> {
     }
 }
 
-fn read<T: Input>(bytes: &[u8]) -> Result<T, ApiError> {
+pub(crate) fn read<T: Input>(bytes: &[u8]) -> Result<T, ApiError> {
     if bytes.is_empty() {
         return Err(ApiError::invalid(
             "invalid JSON: got EOF while reading request body",

@@ -53,7 +53,7 @@ impl FromStr for ApiVersion {
 
 /// Splits `/v1.47/services` into the version and `/services`. `None` when the path names no
 /// version.
-fn split(path: &str) -> Option<(ApiVersion, &str)> {
+pub(crate) fn split(path: &str) -> Option<(ApiVersion, &str)> {
     let rest = path.strip_prefix("/v")?;
     let end = rest.find('/').unwrap_or(rest.len());
     let version = rest[..end].parse().ok()?;

@@ -17,6 +17,8 @@ pub mod certificate;
 pub mod clock;
 #[cfg(test)]
 mod fixture;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod identity;
 pub mod request;
 pub mod roots;

@@ -7,9 +7,11 @@ mod bootstrap;
 pub mod constraint;
 mod dispatcher;
 mod drain;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod fixture;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod liveness;
 mod lock;
 mod manager;
@@ -24,7 +26,7 @@ mod projection;
 mod raft;
 mod rotation;
 pub mod scheduler;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod sim;
 #[cfg(test)]
 mod sim_agents;

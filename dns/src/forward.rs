@@ -126,7 +126,7 @@ async fn by_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
 
 /// Whether a packet is a response to a question: the id is the same, and the section with the
 /// question too, if the server repeats it (on some errors it need not).
-fn answers(question: &[u8], answer: &[u8]) -> bool {
+pub(crate) fn answers(question: &[u8], answer: &[u8]) -> bool {
     const HEADER_BYTES: usize = 12;
     if answer.len() < HEADER_BYTES || answer[..2] != question[..2] || answer[2] & 0x80 == 0 {
         return false;

@@ -15,6 +15,8 @@
 //! task can ask for.
 
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod names;
 mod query;
 mod resolver;

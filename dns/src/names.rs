@@ -188,7 +188,7 @@ fn strip_suffix<'a>(text: &'a str, suffix: &str) -> Option<&'a str> {
     tail.eq_ignore_ascii_case(suffix).then_some(rest)
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod tests {
     use model::{EndpointId, NodeId, ServiceId, Vni, feed::ViewObject, object::Attachment};
 

@@ -13,6 +13,8 @@
 
 pub mod codec;
 pub mod feed;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod id;
 pub mod inspect;
 pub mod object;

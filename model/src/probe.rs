@@ -176,7 +176,8 @@ impl Message {
         plain
     }
 
-    fn decode(plain: &[u8]) -> Option<Self> {
+    /// What is in a packet that was opened.
+    pub fn decode(plain: &[u8]) -> Option<Self> {
         let (kind, rest) = plain.split_first()?;
         let (from, rest) = rest.split_first_chunk()?;
         let (to, rest) = rest.split_first_chunk()?;

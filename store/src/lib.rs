@@ -42,6 +42,8 @@
 mod disk;
 mod election;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod object;
 pub mod raft;
 #[cfg(test)]

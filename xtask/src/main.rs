@@ -5,6 +5,7 @@ mod build;
 mod build_ebpf;
 mod demo;
 mod follow;
+mod fuzz;
 mod setup;
 mod test;
 mod verify;
@@ -27,6 +28,8 @@ enum Command {
     Test(test::Args),
     /// Measures, and shows figures as ratios against peers of the same run.
     Bench(bench::Args),
+    /// Runs libFuzzer over what comes from others.
+    Fuzz(fuzz::Args),
     /// Installs what the other commands need and is missing.
     Setup,
     /// Builds the eBPF programs into target/bpf/swarmnet.o.
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Setup => setup::ensure_ready(setup::For::Test),
         Command::BuildEbpf(args) => build_ebpf::run(&args),
         Command::Verify => verify::verify(),

@@ -51,6 +51,9 @@ const MACHINE: &[Package] = &[
     package("docker.io", "docker"),
 ];
 
+/// The fuzzer is in C++.
+const CPP: Package = package("g++", "c++");
+
 /// What a command is about to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum For {
@@ -89,6 +92,17 @@ pub fn ensure_ready(purpose: For) -> Result<()> {
         install(&missing)?;
     }
     ensure_bpf_linker(own_toolchain)
+}
+
+/// Installs a C++ compiler unless there is one, which `CXX` may name.
+///
+/// # Errors
+/// As [`ensure_ready`].
+pub fn ensure_cpp() -> Result<()> {
+    if std::env::var_os("CXX").is_some() || is_there(CPP.sign) {
+        return Ok(());
+    }
+    install(&[CPP.name])
 }
 
 fn check_kernel() -> Result<()> {

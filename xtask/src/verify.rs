@@ -6,13 +6,15 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{build::root, build_ebpf};
 
-const PROGRAMS: &str = "dataplane-ebpf/Cargo.toml";
+/// Workspaces of their own, which are formatted alike.
+const APART: [&str; 2] = ["dataplane-ebpf/Cargo.toml", "fuzz/Cargo.toml"];
 
-/// Formatting and lints; every warning is an error. The programs, which are a workspace of their own
-/// for another target, are formatted alike.
+/// Formatting and lints; every warning is an error.
 pub fn verify() -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
-    cargo(&["fmt", "--manifest-path", PROGRAMS, "--check"])?;
+    for manifest in APART {
+        cargo(&["fmt", "--manifest-path", manifest, "--check"])?;
+    }
     // The data plane's crate embeds the programs.
     build_ebpf::run(&build_ebpf::Args::default())?;
     cargo(&[
@@ -27,7 +29,9 @@ pub fn verify() -> Result<()> {
 
 pub fn fix() -> Result<()> {
     cargo(&["fmt", "--all"])?;
-    cargo(&["fmt", "--manifest-path", PROGRAMS])
+    APART
+        .iter()
+        .try_for_each(|manifest| cargo(&["fmt", "--manifest-path", manifest]))
 }
 
 fn cargo(args: &[&str]) -> Result<()> {

@@ -30,6 +30,8 @@ use crate::{
 };
 
 pub use leader::Answers;
+#[cfg(any(test, fuzzing))]
+pub(crate) use swarm::{init_request, join_params};
 
 /// What every handler gets.
 pub(crate) type Ctx = Arc<dyn LocalNode>;

@@ -151,7 +151,7 @@ pub(super) async fn unlock(
 /// As Docker's.
 pub const WRONG_KEY: &str = "swarm could not be unlocked: invalid key provided";
 
-fn init_request(init: SwarmInit) -> Result<InitRequest, ApiError> {
+pub(crate) fn init_request(init: SwarmInit) -> Result<InitRequest, ApiError> {
     let request = init.request;
     let spec = request.spec.unwrap_or_default();
     let mut spec = convert::cluster_spec_from_docker(&spec, &ClusterSpec::default())?;
@@ -170,7 +170,7 @@ fn init_request(init: SwarmInit) -> Result<InitRequest, ApiError> {
     })
 }
 
-fn join_params(join: SwarmJoin) -> Result<JoinParams, ApiError> {
+pub(crate) fn join_params(join: SwarmJoin) -> Result<JoinParams, ApiError> {
     let request = join.request;
     let remotes = request.remote_addrs.unwrap_or_default();
     let remotes: Vec<_> = remotes

@@ -25,9 +25,10 @@ pub(crate) use self::{
     feed::Feed,
     flight::Flight,
     hub::{Round, Work},
-    statuses::apply as apply_statuses,
 };
 pub(crate) use hub::Hub;
 pub(crate) use rounds::run as run_rounds;
 pub(crate) use service::DispatcherService;
+#[cfg(any(test, fuzzing))]
+pub(crate) use statuses::apply as apply_statuses;
 pub(crate) use statuses::{StatusSink, StatusSource, run as run_statuses, sink as status_sink};

@@ -1,0 +1,3 @@
+//! See `ca/src/fuzz.rs`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ca::fuzz::check(data));
