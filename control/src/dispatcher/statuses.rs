@@ -8,7 +8,7 @@ use model::{
     feed::TaskStatusUpdate,
     object::{Task, TaskStatus},
 };
-use store::{State, Store, Transaction};
+use store::{Store, Transaction};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -91,7 +91,7 @@ pub(crate) async fn run(store: Store, mut source: StatusSource, cancel: Cancella
 
 pub(crate) fn apply(tx: &mut Transaction, node: NodeId, statuses: &[TaskStatusUpdate]) {
     for update in statuses {
-        match accept(tx.state(), node, update) {
+        match accept(tx, node, update) {
             Ok(task) => tx.put(task).expect("it was read in this transaction"),
             Err(reason) => debug!(node.id = %node, task.id = %update.task,
                 task.state = %update.state, reason, "task status ignored"),
@@ -100,16 +100,21 @@ pub(crate) fn apply(tx: &mut Transaction, node: NodeId, statuses: &[TaskStatusUp
 }
 
 /// The task with its new status, or why it is not taken.
-fn accept(state: &State, node: NodeId, update: &TaskStatusUpdate) -> Result<Task, &'static str> {
+fn accept(tx: &Transaction, node: NodeId, update: &TaskStatusUpdate) -> Result<Task, &'static str> {
     if !is_agents(update.state) {
         return Err("only managers set this state");
     }
-    let task = state.task(update.task).ok_or("there is no such task")?;
+    let task = tx
+        .state()
+        .task(update.task)
+        .ok_or("there is no such task")?;
     if task.node != Some(node) {
         return Err("it is another node's task");
     }
     let status = TaskStatus {
-        timestamp: update.timestamp,
+        // A clock that is ahead would have a failure count for longer, and nothing can be added to
+        // the last of all dates.
+        timestamp: update.timestamp.min(tx.now()),
         state: update.state,
         message: update.message.clone(),
         err: update.err.clone(),

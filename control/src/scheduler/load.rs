@@ -60,9 +60,12 @@ impl Load {
         if task.status.state.is_terminal() || task.status.state < TaskState::Assigned {
             return;
         }
-        // One that is stopping still takes what it reserved, but makes way for others.
-        self.nano_cpus_left -= task.spec.resources.reserve_nano_cpus.unwrap_or(0);
-        self.memory_bytes_left -= task.spec.resources.reserve_memory_bytes.unwrap_or(0);
+        // One that is stopping still takes what it reserved, but makes way for others. What there is,
+        // the node says: any number.
+        let reserved = &task.spec.resources;
+        let (cpus, memory) = (reserved.reserve_nano_cpus, reserved.reserve_memory_bytes);
+        self.nano_cpus_left = self.nano_cpus_left.saturating_sub(cpus.unwrap_or(0));
+        self.memory_bytes_left = self.memory_bytes_left.saturating_sub(memory.unwrap_or(0));
         self.host_ports.extend(host_ports(task));
         if task.desired <= TaskState::Running {
             self.total += 1;
