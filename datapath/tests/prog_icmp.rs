@@ -6,7 +6,8 @@ mod common;
 use common::*;
 use dataplane_abi::{
     Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FLOW_BRIDGED,
-    FlowKey, FlowValue, LocalEndpoint, VIP_FLOW_HAIRPIN, VipFlowKey, VipFlowValue,
+    FlowKey, FlowValue, LocalEndpoint, PEER_SUSPECTED, VIP_FLOW_HAIRPIN, VipFlowKey, VipFlowValue,
+    hash::{FlowTuple, flow_hash, ring_slot},
     net::{mesh_mac::Kind, task_mac},
     seat::seat_port,
 };
@@ -533,6 +534,35 @@ fn clients_error_reaches_the_backend_that_has_the_flow() {
                 &expected.bytes(),
             );
         }
+    }
+}
+
+/// What began while its slot's node did not answer is at the next choice.
+#[test]
+fn clients_error_reaches_the_backend_chosen_while_a_node_did_not_answer() {
+    let mut node = overlay_node(ME, FAR, FAR);
+    let backends = [backend(8, NODE_B, FAR), backend(9, Be32::ZERO, NEAR)];
+    let mut slots = [slot(1, 1); 256];
+    for proto in [TCP, UDP] {
+        let tuple = FlowTuple {
+            src: ME,
+            src_port: Be16::from_host(40_000),
+            dst_port: Be16::from_host(80),
+            proto,
+        };
+        slots[ring_slot(flow_hash(tuple, RING_SEED), 256) as usize] = slot(0, 0);
+    }
+    let service = node.service(0, 21, 0, &backends, &slots);
+    node.vip(VNI, VIP, service);
+    node.doubt(NODE_B, PEER_SUSPECTED);
+    for (cause, error, quoted) in errors((VIP, 80), (ME, 40_000)) {
+        vip_flow(&mut node, ME, NEAR, cause.proto());
+        let packet = IcmpError::about(&cause, ME, error, quoted);
+        let packet = packet.macs(task_mac(VIP), task_mac(ME)).bytes();
+        let own = cause.clone().src(NEAR);
+        let expected = IcmpError::about(&own, ME, error, quoted);
+        let expected = expected.macs(task_mac(NEAR), task_mac(ME)).bytes();
+        node.assert_sends("sn_tc_task", &packet, TC_ACT_REDIRECT, &expected);
     }
 }
 

@@ -5,7 +5,9 @@ mod common;
 use common::*;
 use dataplane_abi::{
     BACKEND_DRAINING, Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue,
-    NodeConfig, ServiceValue, VIP_FLOW_HAIRPIN, VipFlowKey, VipFlowValue,
+    NodeConfig, PEER_RETURNING, PEER_SUSPECTED, RingSlot, SERVICE_NEAR, SERVICE_NEAR_DRAINS,
+    ServiceValue, VIP_FLOW_HAIRPIN, VipFlowKey, VipFlowValue,
+    hash::{FlowTuple, ring_slot},
     net::task_mac,
     seat::{SEATS, seat_port},
 };
@@ -14,6 +16,7 @@ const VNI: u32 = 4097;
 const OTHER_VNI: u32 = 4098;
 const VTEP: Be32 = ip(192, 0, 2, 1);
 const VTEP_B: Be32 = ip(192, 0, 2, 2);
+const VTEP_C: Be32 = ip(192, 0, 2, 3);
 /// The task behind the interface.
 const TASK: Be32 = ip(10, 0, 1, 3);
 /// A task of the same node, and one of node B.
@@ -324,6 +327,93 @@ fn established_vip_flow_stays_with_the_owner_before() {
     // A new connection of the same ports takes the new owner.
     let (sent, there) = (to(VIP, SYN).bytes(), to(FAR_2, SYN).bytes());
     node.assert_sends("sn_tc_task", &sent, TC_ACT_REDIRECT, &there);
+}
+
+/// A VIP whose slots belong in turn to node B's FAR and to node C's FAR_2.
+fn node_with_two_nodes(flags: u32) -> (Node, ServiceValue) {
+    let mut node = node();
+    let backends = [far(), backend(9, VTEP_C, FAR_2)];
+    let slots: Vec<RingSlot> = (0..256).map(|n| slot(n % 2, n % 2)).collect();
+    // Of the node's own there are no more but one that drains, with the second ring's slots.
+    let (backends, slots) = match flags {
+        0 => (backends.to_vec(), slots),
+        _ => {
+            let mut own = near();
+            own.state = BACKEND_DRAINING;
+            let own_slots = [slot(2, 2); 256];
+            (
+                [&backends[..], &[own]].concat(),
+                [slots, own_slots.into()].concat(),
+            )
+        }
+    };
+    let service = ServiceValue {
+        ring_len: 256,
+        flags,
+        ..node.service(0, FRONT, 0, &backends, &slots)
+    };
+    node.vip(VNI, VIP, service);
+    (node, service)
+}
+
+/// Ports of the task whose flows to the VIP have one of FAR's slots.
+fn ports_of_far(service: &ServiceValue, proto: u8) -> impl Iterator<Item = u16> {
+    let service = *service;
+    (40_000..).filter(move |port| {
+        let tuple = FlowTuple {
+            src: TASK,
+            src_port: Be16::from_host(*port),
+            dst_port: Be16::from_host(80),
+            proto,
+        };
+        ring_slot(service.hash(tuple, RING_SEED), 256).is_multiple_of(2)
+    })
+}
+
+#[track_caller]
+fn assert_leads(node: &mut Node, frame: &Frame, to: Be32) {
+    let expected = frame.clone().dst(to).between_tasks();
+    let (sent, expected) = (frame.bytes(), expected.bytes());
+    node.assert_sends("sn_tc_task", &sent, TC_ACT_REDIRECT, &expected);
+}
+
+/// Also where an own task of the node still drains, which has the first look at what is established.
+#[test]
+fn vip_flows_avoid_a_node_that_does_not_answer_and_stay_where_they_began() {
+    for flags in [0, SERVICE_NEAR | SERVICE_NEAR_DRAINS] {
+        let (mut node, service) = node_with_two_nodes(flags);
+        let mut ports = ports_of_far(&service, TCP);
+        let mut connection = || {
+            let port = ports.next().unwrap();
+            [SYN, PSH_ACK].map(|flags| to(VIP, flags).sport(port))
+        };
+        let [before, during, after] = [(); 3].map(|()| connection());
+        assert_leads(&mut node, &before[0], FAR);
+        node.doubt(VTEP_B, PEER_SUSPECTED);
+        assert_leads(&mut node, &during[0], FAR_2);
+        assert_leads(&mut node, &during[1], FAR_2);
+        assert_leads(&mut node, &before[1], FAR);
+        node.doubt(VTEP_B, PEER_RETURNING);
+        assert_leads(&mut node, &after[0], FAR);
+        assert_leads(&mut node, &after[1], FAR);
+        assert_leads(&mut node, &during[1], FAR_2);
+        assert_leads(&mut node, &before[1], FAR);
+        node.doubt(VTEP_B, 0);
+        assert_leads(&mut node, &before[1], FAR);
+    }
+}
+
+/// A connected socket of UDP keeps its port, and no hook sees it again.
+#[test]
+fn datagrams_to_a_vip_leave_a_node_that_does_not_answer_at_once() {
+    let (mut node, service) = node_with_two_nodes(0);
+    let port = ports_of_far(&service, UDP).next().unwrap();
+    let datagram = Frame::udp((TASK, port), (VIP, 80)).between_tasks();
+    assert_leads(&mut node, &datagram, FAR);
+    node.doubt(VTEP_B, PEER_SUSPECTED);
+    assert_leads(&mut node, &datagram, FAR_2);
+    node.doubt(VTEP_B, 0);
+    assert_leads(&mut node, &datagram, FAR);
 }
 
 /// Checks that the packet counts as dropped, and that the task gets a RST from the VIP.

@@ -505,6 +505,9 @@ fn packets_of_a_task_go_where_the_trace_says() {
     for seed in 100..100 + WORLDS {
         let mut world = World::new(seed);
         for nth in 0..PACKETS {
+            if world.random.one_in(8) {
+                world.disturb();
+            }
             let dst = match world.random.below(3) {
                 0 => ip(10, 0, 1, 11 + world.random.below(ENDPOINTS) as u8),
                 1 => ip(10, 0, 1, 100),

@@ -28,14 +28,39 @@ pub fn choice(
     slot: RingSlot,
     is_established: bool,
 ) -> u16 {
-    if config.doubted == 0 || service.ring_len <= 1 || service.is_near(is_established) {
+    if is_needless(config, service) || service.is_near(is_established) {
         return slot.now;
     }
-    let avoided = match is_established {
+    search(service, hash, slot.now.into(), avoided_by(is_established)) as u16
+}
+
+/// The same for a `slot` of the ring that all nodes share, also where the node's own come first.
+#[inline(always)]
+pub fn shared_choice(
+    config: &NodeConfig,
+    service: &ServiceValue,
+    hash: u32,
+    slot: RingSlot,
+    is_established: bool,
+) -> u16 {
+    if is_needless(config, service) {
+        return slot.now;
+    }
+    search(service, hash, slot.now.into(), avoided_by(is_established)) as u16
+}
+
+/// Nobody is doubted, or there is no other choice.
+#[inline(always)]
+fn is_needless(config: &NodeConfig, service: &ServiceValue) -> bool {
+    config.doubted == 0 || service.ring_len <= 1
+}
+
+#[inline(always)]
+fn avoided_by(is_established: bool) -> u32 {
+    match is_established {
         true => AVOIDED_BY_ESTABLISHED,
         false => AVOIDED_BY_NEW,
-    };
-    search(service, hash, slot.now.into(), avoided) as u16
+    }
 }
 
 /// Whether new flows avoid the node with this tunnel address.

@@ -14,7 +14,7 @@ use dataplane_abi::{
 
 use crate::{
     checksum::Sum,
-    client, count,
+    client, count, doubt,
     fragment::{self, Way},
     maps::{ENDPOINTS, VIP_FLOWS, VIPS},
     packet::{Mac, PROTO_ICMP, Packet},
@@ -69,8 +69,7 @@ pub fn outbound(
         return into_self(skb, packet, packet.dst, veth.addr, veth);
     }
 
-    let hash = service::hash(vip, packet, config.ring_seed);
-    let chosen = backend_of_flow(veth, packet, vip, hash);
+    let chosen = backend_of_flow(config, veth, packet, vip);
     let chosen = chosen.and_then(|chosen| {
         if !chosen.backend.vtep.is_zero() {
             too_big::check(skb, config, packet)?;
@@ -167,21 +166,24 @@ struct Chosen {
     opens_flow: bool,
 }
 
-/// The backend that has the flow: the ring's, or for a connection from before the last change the
-/// one before; where the service prefers the node's own, those first, and first of all the client's.
+/// The backend that has the flow: the ring's, or its next choice while that one's node is doubted; for
+/// a connection from before the last change the one before, or from before the doubt the ring's; where
+/// the service prefers the node's own, those first, and first of all the client's.
 #[inline(always)]
 fn backend_of_flow(
+    config: &NodeConfig,
     veth: &VethValue,
     packet: &Packet,
     vip: &ServiceValue,
-    hash: u32,
 ) -> Result<Chosen, DropReason> {
+    let hash = service::hash(vip, packet, config.ring_seed);
     let slot = service::slot(vip, hash)?;
     let near = near_or(vip, hash, slot)?;
+    let choice = doubt::shared_choice(config, vip, hash, slot, packet.is_established());
     let first = if vip.takes_near_flows() {
         near.now
     } else {
-        slot.now
+        choice
     };
     let first = client::index(vip, packet.client(), first, packet.is_established());
     let backend = service::backend(vip, first)?;
@@ -198,7 +200,7 @@ fn backend_of_flow(
         });
     }
     if packet.is_established() {
-        for other in [slot.before, near.now, near.before, slot.now] {
+        for other in [choice, slot.before, near.now, near.before, slot.now] {
             if other == first {
                 continue;
             }
@@ -369,8 +371,9 @@ pub fn known_backend(
     let Ok(near) = near_or(vip, hash, slot) else {
         return Known::NOBODY;
     };
-    let kept = client::index(vip, packet.client(), slot.now, true);
-    for index in [kept, slot.before, near.now, near.before] {
+    let choice = doubt::shared_choice(config, vip, hash, slot, true);
+    let kept = client::index(vip, packet.client(), choice, true);
+    for index in [kept, choice, slot.before, near.now, near.before, slot.now] {
         let Ok(backend) = service::backend(vip, index) else {
             return Known::NOBODY;
         };

@@ -2,7 +2,7 @@
 
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropReason, ENDPOINT_HAS_VIP_FLOWS, EndpointValue,
-    RingSlot, ServiceValue, VIP_FLOW_HAIRPIN, VethValue, VipFlowKey,
+    NodeConfig, ServiceValue, VIP_FLOW_HAIRPIN, VethValue, VipFlowKey,
     net::task_mac,
     seat::{Seat, VipClaim, choose_port},
 };
@@ -22,7 +22,7 @@ impl<L: Lookup> Trail<'_, L> {
             self.note(Step::Vip {
                 backends: vip.backend_count,
             });
-            return self.outbound(&veth, ifindex, &vip, config.ring_seed, now);
+            return self.outbound(&veth, ifindex, &vip, &config, now);
         };
         self.note(Step::Endpoint {
             endpoint: endpoint.endpoint,
@@ -114,7 +114,7 @@ impl<L: Lookup> Trail<'_, L> {
         veth: &VethValue,
         ifindex: u32,
         vip: &ServiceValue,
-        seed: u64,
+        config: &NodeConfig,
         now: u64,
     ) -> Result<Outcome, DropReason> {
         let client = self.endpoint(veth.vni, veth.addr);
@@ -125,12 +125,7 @@ impl<L: Lookup> Trail<'_, L> {
             let ports = (self.probe.src_port(), client_port);
             return Ok(self.hairpin(veth, ifindex, ports));
         }
-        let slot = self.slot(vip, seed)?;
-        let near = match vip.is_near(true) {
-            true => self.near_slot(vip, seed)?,
-            false => slot,
-        };
-        let (backend, client_port) = self.backend_of_flow(veth, vip, slot, near, now)?;
+        let (backend, client_port) = self.backend_of_flow(config, veth, vip, now)?;
         self.note_client_port(client_port);
         if backend.addr == veth.addr {
             let ports = (client_port, self.probe.dst_port());
@@ -160,15 +155,20 @@ impl<L: Lookup> Trail<'_, L> {
 
     fn backend_of_flow(
         &mut self,
+        config: &NodeConfig,
         veth: &VethValue,
         vip: &ServiceValue,
-        slot: RingSlot,
-        near: RingSlot,
         now: u64,
     ) -> Result<(BackendValue, Be16), DropReason> {
+        let slot = self.slot(vip, config.ring_seed)?;
+        let near = match vip.is_near(true) {
+            true => self.near_slot(vip, config.ring_seed)?,
+            false => slot,
+        };
+        let choice = self.shared_choice(config, vip, slot);
         let first = match vip.takes_near_flows() {
             true => near.now,
-            false => slot.now,
+            false => choice,
         };
         let (client, is_established) = (self.probe.client(), self.probe.is_established());
         let first = self.client_index(vip, client, first, is_established, now);
@@ -183,7 +183,7 @@ impl<L: Lookup> Trail<'_, L> {
             });
             return Ok((backend, client_port));
         }
-        let others = [slot.before, near.now, near.before, slot.now];
+        let others = [choice, slot.before, near.now, near.before, slot.now];
         let others = others.into_iter().filter(|other| *other != first);
         for other in others.filter(|_| self.probe.is_established()) {
             let other = self.backend(vip, other)?;

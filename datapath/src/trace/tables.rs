@@ -181,12 +181,23 @@ impl<L: Lookup> Trail<'_, L> {
         service: &ServiceValue,
         slot: RingSlot,
     ) -> u16 {
-        let is_established = self.probe.is_established();
-        let is_near = service.is_near(is_established);
-        if config.doubted == 0 || service.ring_len <= 1 || is_near {
+        match service.is_near(self.probe.is_established()) {
+            true => slot.now,
+            false => self.shared_choice(config, service, slot),
+        }
+    }
+
+    /// `doubt::shared_choice`.
+    pub(super) fn shared_choice(
+        &mut self,
+        config: &NodeConfig,
+        service: &ServiceValue,
+        slot: RingSlot,
+    ) -> u16 {
+        if config.doubted == 0 || service.ring_len <= 1 {
             return slot.now;
         }
-        let avoided = match is_established {
+        let avoided = match self.probe.is_established() {
             true => PEER_SUSPECTED | PEER_RETURNING,
             false => PEER_SUSPECTED,
         };
