@@ -56,6 +56,8 @@ pub struct Datapath {
     anchors: Anchors,
     links: Links,
     cgroup: PathBuf,
+    /// The interface that has the mesh's entry, once this process knows it.
+    uplink: Option<u32>,
     /// Until this build's programs are on the hooks.
     handover: Option<Handover>,
     pub(crate) maps: Maps,
@@ -130,6 +132,7 @@ impl Datapath {
             handover: None,
             pins,
             cgroup: config.cgroup.clone(),
+            uplink: None,
             uplink_mode: config.uplink_mode,
             programs,
             maps,
@@ -161,8 +164,9 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts the mesh's entry on the interface that faces the other nodes and the clients. Like its
-    /// siblings, it changes nothing that is as it should be, and tells what it changed.
+    /// Puts the mesh's entry on the interface that faces the other nodes and the clients, and takes it
+    /// off any other that this agent or one before it had put it on. Like its siblings, it changes
+    /// nothing that is as it should be, and tells what it changed.
     pub fn attach_uplink(&mut self, ifindex: u32) -> Result<Vec<Deviation>, DatapathError> {
         self.attach(Hook::UplinkTc, ifindex)
     }
@@ -192,9 +196,14 @@ impl Datapath {
             return Ok(Vec::new());
         }
         match hook {
-            Hook::UplinkTc => self
-                .links
-                .attach_uplink(ifindex, self.uplink_mode, &self.programs),
+            Hook::UplinkTc => {
+                let mode = self.uplink_mode;
+                let found = self.links.attach_uplink(ifindex, mode, &self.programs)?;
+                if self.uplink.replace(ifindex) != Some(ifindex) {
+                    self.links.leave_other_uplinks(ifindex)?;
+                }
+                Ok(found)
+            }
             Hook::Vxlan => self
                 .links
                 .attach_vxlan(ifindex, self.uplink_mode, &self.programs),
@@ -224,20 +233,11 @@ impl Datapath {
 
     /// Takes off what is on a veth. The interface may be gone already, or never have been.
     pub fn detach_veth(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.detach(&[Hook::Task, Hook::Gateway, Hook::Ordered], ifindex)
-    }
-
-    /// Takes the entry of the mesh off an interface that is the uplink no longer.
-    pub fn detach_uplink(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.detach(&[Hook::UplinkXdp, Hook::UplinkTc], ifindex)
-    }
-
-    fn detach(&mut self, hooks: &[Hook], ifindex: u32) -> Result<(), DatapathError> {
-        for hook in hooks {
+        for hook in [Hook::Task, Hook::Gateway, Hook::Ordered] {
             if let Some(handover) = &mut self.handover {
-                handover.detach(*hook, ifindex)?;
+                handover.detach(hook, ifindex)?;
             }
-            self.links.detach(*hook, ifindex)?;
+            self.links.detach(hook, ifindex)?;
         }
         Ok(())
     }

@@ -216,11 +216,26 @@ fn uplink_mode_decides_about_xdp() {
             assert_eq!(has_xdp("uplink"), xdp, "{mode:?}");
             assert_eq!(on_ingress("uplink").len(), 1);
         }
+    });
+}
+
+/// Also when it is an agent before this one that had another uplink, and went before it could leave it.
+#[test]
+fn what_is_the_uplink_no_longer_keeps_no_program() {
+    by_each_ingress(|pins| {
+        let (former, uplink) = (veth("former"), veth("uplink"));
+        let is_entry = |name| (on_ingress(name).len(), has_xdp(name));
         let mut datapath = open(pins, UplinkMode::Xdp);
-        datapath.attach_uplink(index).unwrap();
-        datapath.detach_uplink(index).unwrap();
-        assert!(!has_xdp("uplink"));
-        assert_eq!(on_ingress("uplink"), []);
+        datapath.attach_uplink(former).unwrap();
+        drop(datapath);
+        let mut datapath = open(pins, UplinkMode::Xdp);
+        assert_eq!(is_entry("former"), (1, true), "until it is known");
+        datapath.attach_uplink(uplink).unwrap();
+        assert_eq!(is_entry("uplink"), (1, true));
+        assert_eq!(is_entry("former"), (0, false));
+        datapath.attach_uplink(former).unwrap();
+        assert_eq!(is_entry("former"), (1, true));
+        assert_eq!(is_entry("uplink"), (0, false));
     });
 }
 

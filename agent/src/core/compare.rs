@@ -66,9 +66,6 @@ impl Core {
                 underlay.mtu = links.underlay_mtu,
                 "the node's links or addresses changed"
             );
-            if links.uplink_ifindex != self.links.uplink_ifindex {
-                self.datapath.detach_uplink(self.links.uplink_ifindex)?;
-            }
             self.local.vxlan_ifindex = links.vxlan_ifindex;
             self.local.uplink_ifindex = links.uplink_ifindex;
             self.local.underlay_mtu = links.underlay_mtu;

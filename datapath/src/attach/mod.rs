@@ -262,6 +262,29 @@ impl Links {
         Ok(tc.into_iter().chain(xdp).collect())
     }
 
+    /// Takes the uplink's programs off every interface but this one.
+    pub fn leave_other_uplinks(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let is_uplinks = |hook: &Hook| matches!(hook, Hook::UplinkXdp | Hook::UplinkTc);
+        let pinned = names(&self.directory)?.into_iter().filter_map(|name| {
+            let hook = Hook::of_pin(&name).filter(is_uplinks)?;
+            Some((name.split('-').nth(1)?.parse().ok()?, hook))
+        });
+        let mut attached: Vec<(u32, Hook)> = pinned.collect();
+        if self.ingress == Ingress::Clsact {
+            let filters = clsact::attached().map_err(DatapathError::filters)?;
+            attached.extend(filters.into_iter().filter(|(_, hook)| is_uplinks(hook)));
+        }
+        for (other, hook) in attached.into_iter().filter(|(on, _)| *on != ifindex) {
+            self.detach(hook, other)?;
+            info!(
+                program.name = hook.program(),
+                link.ifindex = other,
+                "program taken off what is the uplink no longer"
+            );
+        }
+        Ok(())
+    }
+
     /// Native, or in the second place generic when `generic` is set.
     fn attach_xdp(
         &self,
