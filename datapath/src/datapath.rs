@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,6 +22,7 @@ use crate::{
     inherit::Heritage,
     load::{self, Programs},
     local::LocalState,
+    look::{Look, Pinned, Sight},
     maps::Maps,
     plan::{Full, Op, Planner},
     recorded::Recorded,
@@ -61,9 +63,13 @@ pub struct Datapath {
     /// Until this build's programs are on the hooks.
     handover: Option<Handover>,
     pub(crate) maps: Maps,
+    /// The same, for other threads.
+    maps_to_look_at: Arc<Maps>,
     desired: Desired,
     /// Absent before the first sync, and after one that failed.
     recorded: Option<Recorded>,
+    /// Absent until they are written, and when that failed.
+    pub(crate) pinned: Option<Pinned>,
     planner: Planner,
     opened: Instant,
     syncs: u64,
@@ -125,6 +131,7 @@ impl Datapath {
         let heritage = Heritage::share(&pins)?;
         let programs = load::programs(&pins)?;
         let maps = Maps::open(&pins.maps())?;
+        let maps_to_look_at = Arc::new(Maps::open(&pins.maps())?);
         let mut datapath = Self {
             planner: Planner::new(maps.capacities()),
             links: Links::new(pins.links(), pins.maps().join("CONFIG"), ingress),
@@ -136,8 +143,10 @@ impl Datapath {
             uplink_mode: config.uplink_mode,
             programs,
             maps,
+            maps_to_look_at,
             desired: Desired::default(),
             recorded: None,
+            pinned: None,
             opened: Instant::now(),
             syncs: 0,
         };
@@ -274,6 +283,26 @@ impl Datapath {
         Ok(report)
     }
 
+    /// A look at all maps, which may be taken on another thread while syncs go on here. `None` before
+    /// the first sync, and after one that failed: the next one looks at everything itself.
+    pub fn look(&self) -> Option<Look> {
+        let recorded = self.recorded.as_ref()?;
+        Some(Look {
+            maps: Arc::clone(&self.maps_to_look_at),
+            recorded: recorded.tables().clone(),
+            pinned: self.pinned.clone(),
+        })
+    }
+
+    /// Whether a look saw that others altered the maps: that is for [`Self::repair`]. Pins that others
+    /// altered are written anew by the next [`Self::pin`].
+    pub fn is_altered(&mut self, sight: &Sight) -> bool {
+        self.pinned
+            .take_if(|pinned| sight.is_pin_alteration(pinned));
+        let recorded = self.recorded.as_ref();
+        recorded.is_some_and(|recorded| sight.is_alteration(recorded.tables()))
+    }
+
     /// A sync to what the last one brought about already, and with a look at all maps: whatever it
     /// changes, others had changed.
     pub fn repair(
@@ -406,7 +435,8 @@ impl Datapath {
         self.planner.plan(wanted, present, self.moment())
     }
 
-    /// Unpins everything: the programs are off their hooks and the maps gone when this returns.
+    /// Unpins everything: the programs are off their hooks and the maps gone when this returns, unless a
+    /// look at them is being taken.
     pub fn detach_all(self) -> Result<(), DatapathError> {
         // Links go first, so that no program runs on maps that are gone from view.
         self.links.detach_all()?;
@@ -419,9 +449,10 @@ impl Datapath {
             programs,
             anchors,
             maps,
+            maps_to_look_at,
             ..
         } = self;
-        drop((programs, anchors, maps));
+        drop((programs, anchors, maps, maps_to_look_at));
         pins.remove()?;
         info!("data plane detached");
         Ok(())

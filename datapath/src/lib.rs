@@ -9,8 +9,9 @@
 //!    building rings ([`maglev`], [`ring`]) and finding places in the array maps ([`extent`]);
 //! 3. carry them out, and record each.
 //!
-//! So a change costs what it changes. [`Datapath::repair`] reads what the maps hold ([`tables`]) and
-//! plans for what differs from the record as well. Nothing is recorded yet by a process that starts,
+//! So a change costs what it changes. A look beside the changes ([`Datapath::look`]) tells whether others
+//! altered the maps; then [`Datapath::repair`] reads what the maps hold ([`tables`]) and plans for what
+//! differs from the record as well. Nothing is recorded yet by a process that starts,
 //! and no longer after an operation that failed: then all is read, and all compared. So a restarted
 //! agent, a half-done sync and an entry altered by hand end in the same state.
 
@@ -25,6 +26,7 @@ mod inherit;
 pub mod inspect;
 mod load;
 mod local;
+mod look;
 pub mod maglev;
 mod maps;
 mod netlink;
@@ -44,4 +46,5 @@ pub use datapath::{Datapath, DatapathConfig, SyncReport};
 pub use desired::Skipped;
 pub use error::DatapathError;
 pub use local::{Doubt, GATEWAY_PREFIX_LEN, HostPort, LocalState, LocalTask, LocalVeth};
+pub use look::{Look, Sight};
 pub use repair::Deviation;

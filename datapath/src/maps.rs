@@ -207,7 +207,7 @@ impl Maps {
                 .endpoints
                 .read()?
                 .into_iter()
-                .map(|(k, v)| (k.into(), v))
+                .map(|(k, v)| (OverlayAddr::from(k), v))
                 .collect(),
             veths: self.veths.read()?.into_iter().collect(),
             locals: self.locals.read()?.into_iter().collect(),
@@ -235,7 +235,7 @@ impl Maps {
                 .addressed
                 .read()?
                 .into_iter()
-                .map(|(k, v)| (k.into(), v))
+                .map(|(k, v)| (Published::from(k), v))
                 .collect(),
             services: vips.collect(),
             ..Tables::default()
@@ -430,16 +430,17 @@ impl Maps {
         Ok(flows)
     }
 
-    pub fn pins(&self) -> Result<Vec<(PinKey, PinValue)>> {
-        self.pins.read()
+    pub fn pins(&self) -> Result<BTreeMap<PinOrder, PinValue>> {
+        let pins = self.pins.read()?.into_iter();
+        Ok(pins.map(|(key, value)| (pin_order(&key), value)).collect())
     }
 
-    pub fn set_pins(&mut self, wanted: &BTreeMap<PinOrder, PinValue>) -> Result<()> {
-        let present = self.pins()?;
-        let present: BTreeMap<PinOrder, PinValue> = present
-            .iter()
-            .map(|(key, value)| (pin_order(key), *value))
-            .collect();
+    /// From `present` to `wanted`.
+    pub fn set_pins(
+        &mut self,
+        present: &BTreeMap<PinOrder, PinValue>,
+        wanted: &BTreeMap<PinOrder, PinValue>,
+    ) -> Result<()> {
         for order in present.keys().filter(|order| !wanted.contains_key(order)) {
             self.pins.remove(&pin_key(*order))?;
         }

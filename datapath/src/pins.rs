@@ -9,6 +9,7 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
     time::Duration,
 };
 
@@ -70,7 +71,9 @@ impl Datapath {
         Ok(most_needed(displaced, PINS_PER_NODE_MAX))
     }
 
-    /// Makes PINS hold `pins`, by their owners' nodes, and nothing else.
+    /// Makes PINS hold `pins`, by their owners' nodes, and nothing else: by what it was last made to
+    /// hold, as nobody else writes there, and by a look the first time, and after an error or an
+    /// alteration by others ([`Self::is_altered`]).
     pub fn pin(
         &mut self,
         pins: &BTreeMap<NodeId, Vec<Pin>>,
@@ -95,7 +98,13 @@ impl Datapath {
                 (key_parts(pin), value)
             }));
         }
-        self.maps.set_pins(&wanted)
+        let present = match self.pinned.take() {
+            Some(present) => present,
+            None => Arc::new(self.maps.pins()?),
+        };
+        self.maps.set_pins(&present, &wanted)?;
+        self.pinned = Some(Arc::new(wanted));
+        Ok(())
     }
 
     /// What PINS holds, by the owners' nodes: pins outlive the agent.
@@ -105,7 +114,7 @@ impl Datapath {
         own: NodeId,
     ) -> Result<BTreeMap<NodeId, Vec<Pin>>, DatapathError> {
         let mut by_node: BTreeMap<NodeId, Vec<Pin>> = BTreeMap::new();
-        for (key, value) in self.maps.pins()? {
+        for ((client, frontend), value) in self.maps.pins()? {
             let mut peers = view.peers.values();
             let node = match value.vtep.is_zero() {
                 true => Some(own),
@@ -113,7 +122,6 @@ impl Datapath {
                     .find(|peer| peer.vtep == Ipv4Addr::from(value.vtep))
                     .map(|peer| peer.node),
             };
-            let (client, frontend) = pin_order(&key);
             if let Some(node) = node {
                 by_node.entry(node).or_default().push(Pin {
                     client,

@@ -1,12 +1,13 @@
 //! `PORTS`, through a mapping of its memory.
 
-use std::{collections::BTreeMap, os::fd::AsFd, path::Path, sync::atomic::Ordering};
+use std::{os::fd::AsFd, path::Path, sync::atomic::Ordering};
 
 use aya::maps::{Array, IterableMap as _, MapData};
 use dataplane_abi::{
     Be16, PortWord,
     ports::{PORTS_LEN, port_at, port_index},
 };
+use imbl::OrdMap;
 
 use crate::{error::DatapathError, maps::open, sys::MappedWords, tables::Port};
 
@@ -23,7 +24,7 @@ impl PortMap {
     }
 
     /// The ports that lead anywhere.
-    pub fn read(&self) -> BTreeMap<Port, PortWord> {
+    pub fn read(&self) -> OrdMap<Port, PortWord> {
         let words = self.0.iter().map(|at| at.word.load(Ordering::Relaxed));
         (0..)
             .zip(words)

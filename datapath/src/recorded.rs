@@ -1,7 +1,7 @@
 //! What was last written to the maps: what a change is planned from, without a look at the kernel.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     hash::Hash,
     ops::Range,
 };
@@ -9,11 +9,12 @@ use std::{
 use dataplane_abi::{
     ENDPOINT_HAS_VIP_FLOWS, EndpointValue, PortWord, RING_CHUNK_SLOTS, ServiceValue,
 };
+use imbl::OrdMap;
 
 use crate::{
     desired::Touched,
     plan::Op,
-    tables::{Frontend, Published, Tables, ring_slots},
+    tables::{Frontend, OverlayAddr, Published, Tables, ring_slots},
 };
 
 /// The maps as a look at them found them, and as every operation since has left them. Whoever fails
@@ -22,7 +23,7 @@ use crate::{
 pub struct Recorded {
     tables: Tables,
     /// Of `FRONTENDS`, by index.
-    elements: BTreeMap<u32, ServiceValue>,
+    elements: OrdMap<u32, ServiceValue>,
     naming: Naming,
 }
 
@@ -182,26 +183,37 @@ impl Recorded {
     pub fn differences(&self, observed: &Tables) -> Touched {
         let (had, found) = (&self.tables, observed);
         Touched {
-            endpoints: differing(&had.endpoints, &found.endpoints, |one, other| {
-                let flags = one.flags | ENDPOINT_HAS_VIP_FLOWS;
-                let other = EndpointValue {
-                    flags: other.flags | ENDPOINT_HAS_VIP_FLOWS,
-                    ..*other
-                };
-                EndpointValue { flags, ..*one } == other
-            }),
+            endpoints: {
+                let both = [had, found].into_iter();
+                let both = both.flat_map(|tables| tables.endpoints.keys());
+                let altered = both.filter(|at| !is_endpoint_alike(had, found, at));
+                altered.copied().collect()
+            },
             frontends: {
-                let same =
-                    |frontend: &Frontend| leads_to(had, frontend) == leads_to(found, frontend);
                 let both = [had, found].into_iter().flat_map(frontends);
-                let altered = both.filter(|frontend| !same(frontend)).collect();
-                with_same_counters(found, altered)
+                let altered = both.filter(|at| !is_frontend_alike(had, found, at));
+                with_same_counters(found, altered.collect())
             },
         }
     }
 }
 
-fn forget<K: Ord, V>(map: &mut BTreeMap<K, V>, keys: &[K]) {
+/// But for the flag, which programs write.
+pub(crate) fn is_endpoint_alike(one: &Tables, other: &Tables, at: &OverlayAddr) -> bool {
+    let flagged = |value: &EndpointValue| EndpointValue {
+        flags: value.flags | ENDPOINT_HAS_VIP_FLOWS,
+        ..*value
+    };
+    let value = |tables: &Tables| tables.endpoints.get(at).map(flagged);
+    value(one) == value(other)
+}
+
+/// Whether packets for it are led alike.
+pub(crate) fn is_frontend_alike(one: &Tables, other: &Tables, at: &Frontend) -> bool {
+    leads_to(one, at) == leads_to(other, at)
+}
+
+fn forget<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, V>, keys: &[K]) {
     for key in keys {
         map.remove(key);
     }
@@ -236,26 +248,11 @@ fn with_same_counters(tables: &Tables, mut these: BTreeSet<Frontend>) -> BTreeSe
     these
 }
 
-fn frontends(tables: &Tables) -> impl Iterator<Item = Frontend> {
+pub(crate) fn frontends(tables: &Tables) -> impl Iterator<Item = Frontend> {
     let ports = tables.ports.keys().copied().map(Published::everywhere);
     let published = ports.chain(tables.addressed.keys().copied());
     let services = tables.services.keys().copied();
     services.chain(published.map(Frontend::Published))
-}
-
-/// Keys whose values are not alike.
-fn differing<K: Ord + Copy, V>(
-    one: &BTreeMap<K, V>,
-    other: &BTreeMap<K, V>,
-    alike: impl Fn(&V, &V) -> bool,
-) -> BTreeSet<K> {
-    let differs = |(key, value): &(&K, &V)| {
-        let other = other.get(key);
-        !other.is_some_and(|other| alike(value, other))
-    };
-    let gone = one.iter().filter(differs).map(|(key, _)| *key);
-    let come = other.keys().copied().filter(|key| !one.contains_key(key));
-    gone.chain(come).collect()
 }
 
 impl Naming {

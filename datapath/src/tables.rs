@@ -13,6 +13,7 @@ use dataplane_abi::{
     PortWord, PublishedKey, RING_CHUNK_SLOTS, SERVICE_NEAR, SIDE_PACKETS, SIDE_SOCKETS,
     ServiceValue, TargetKey, TargetValue, VethValue, VipKey,
 };
+use imbl::OrdMap;
 use model::EndpointId;
 
 /// An address in the network with a VNI: what overlays are keyed by.
@@ -189,11 +190,11 @@ pub fn protocol_name(number: u8) -> &'static str {
 }
 
 /// Everything of ours that the agent writes, as read from the kernel. Of the arrays, only the
-/// ranges that some frontend names.
+/// ranges that some frontend names. What there may be much of, a clone shares.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
     pub config: NodeConfig,
-    pub endpoints: BTreeMap<OverlayAddr, EndpointValue>,
+    pub endpoints: OrdMap<OverlayAddr, EndpointValue>,
     /// By ifindex of the host side.
     pub veths: BTreeMap<u32, VethValue>,
     /// By endpoint id.
@@ -202,15 +203,15 @@ pub struct Tables {
     pub targets: BTreeMap<Target, TargetValue>,
     pub peers: BTreeMap<Ipv4Addr, PeerValue>,
     pub node_addrs: BTreeSet<Ipv4Addr>,
-    pub ports: BTreeMap<Port, PortWord>,
+    pub ports: OrdMap<Port, PortWord>,
     /// Indexes into `FRONTENDS` of what single addresses have.
-    pub addressed: BTreeMap<Published, u32>,
+    pub addressed: OrdMap<Published, u32>,
     /// What VIPs and published ports lead to, as far as it exists.
-    pub services: BTreeMap<Frontend, ServiceValue>,
+    pub services: OrdMap<Frontend, ServiceValue>,
     /// By base and number of slots ([`ring_slots`]), above one.
-    pub rings: BTreeMap<(u32, u32), Arc<[u32]>>,
+    pub rings: OrdMap<(u32, u32), Arc<[u32]>>,
     /// By `(backend_base, backend_count)`.
-    pub backends: BTreeMap<(u32, u32), Arc<[BackendValue]>>,
+    pub backends: OrdMap<(u32, u32), Arc<[BackendValue]>>,
 }
 
 impl Tables {

@@ -48,8 +48,15 @@ fn flow(client: u32, endpoint: u32) -> (FlowKey, FlowValue) {
 
 /// Whether a look at everything finds nothing to do.
 fn is_in_step(datapath: &mut Datapath, view: &NodeView, local: &LocalState) -> bool {
+    let is_altered = looks_altered(datapath);
     let (report, found) = datapath.repair(view, local).unwrap();
-    report.is_unchanged() && found.is_empty()
+    report.is_unchanged() && found.is_empty() && !is_altered
+}
+
+/// What a look from beside says.
+fn looks_altered(datapath: &mut Datapath) -> bool {
+    let sight = datapath.look().unwrap().take().unwrap();
+    datapath.is_altered(&sight)
 }
 
 /// Open, sync; then nothing to do, for this process and for the next one.
@@ -100,6 +107,44 @@ fn change_is_planned_from_the_record() {
         let (_, found) = datapath.repair(&view, &local(&[1])).unwrap();
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(endpoints.get(&remote(2), 0).is_ok());
+        assert!(is_in_step(&mut datapath, &view, &local(&[1])));
+    });
+}
+
+/// A look is taken on its own thread: changes go on, and are not taken for alterations, whichever part
+/// of them it saw.
+#[test]
+fn changes_go_on_beside_a_look() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Active));
+        view.put(endpoint(2, OTHER, Active));
+        let mut datapath = pins.open();
+        assert!(datapath.look().is_none(), "nothing is known yet");
+        datapath.sync(&view, &local(&[1])).unwrap();
+
+        // Before the change and with it, as far as it had come: here all of it, ...
+        let look = datapath.look().unwrap();
+        view.put(endpoint(3, OTHER, Active));
+        datapath.sync(&view, &local(&[1])).unwrap();
+        let sight = std::thread::spawn(|| look.take()).join().unwrap().unwrap();
+        assert!(!datapath.is_altered(&sight));
+        // ... and here nothing.
+        let sight = datapath.look().unwrap().take().unwrap();
+        view.put(endpoint(2, OTHER, Draining));
+        datapath.sync(&view, &local(&[1])).unwrap();
+        assert!(!datapath.is_altered(&sight));
+
+        // What is altered meanwhile is seen all the same.
+        let look = datapath.look().unwrap();
+        view.put(endpoint(4, OTHER, Active));
+        datapath.sync(&view, &local(&[1])).unwrap();
+        let mut endpoints = pins.table::<EndpointKey, EndpointValue>("ENDPOINTS");
+        endpoints.remove(&remote(1)).unwrap();
+        let sight = look.take().unwrap();
+        assert!(datapath.is_altered(&sight));
+        let (_, found) = datapath.repair(&view, &local(&[1])).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
         assert!(is_in_step(&mut datapath, &view, &local(&[1])));
     });
 }
@@ -228,6 +273,10 @@ fn deleted_and_altered_entries_are_repaired() {
         ];
         for (harm, apply) in &mut harms {
             apply();
+            assert!(
+                looks_altered(&mut datapath),
+                "{harm} was not seen from beside"
+            );
             let (report, _) = datapath.repair(&view, &local(&[1])).unwrap();
             assert!(!report.is_unchanged(), "{harm} was not seen");
             let again = is_in_step(&mut datapath, &view, &local(&[1]));
@@ -375,10 +424,19 @@ fn flows_that_changes_displaced_are_found_and_pinned() {
             flows.insert(key, value, 0).unwrap();
         }
         assert_eq!(datapath.displaced_flows(&[]).unwrap(), []);
-        datapath
-            .pin(&[(OTHER, vec![others])].into(), &view, SELF)
-            .unwrap();
+        let left = [(OTHER, vec![others])].into();
+        datapath.pin(&left, &view, SELF).unwrap();
         assert_eq!(pinned.keys().count(), 1);
+
+        // They are planned from what was last written, so what others altered waits for a look.
+        let mut pinned = pinned;
+        let (key, value) = pinned.iter().next().unwrap().unwrap();
+        pinned.remove(&key).unwrap();
+        datapath.pin(&left, &view, SELF).unwrap();
+        assert!(pinned.get(&key, 0).is_err(), "the map was read");
+        looks_altered(&mut datapath);
+        datapath.pin(&left, &view, SELF).unwrap();
+        assert_eq!(pinned.get(&key, 0).unwrap().endpoint, value.endpoint);
     });
 }
 

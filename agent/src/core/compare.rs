@@ -1,8 +1,10 @@
 //! Comparing the node with what it should be, and repairing it. What is wrong with one thing hinders no
 //! other, and each thing that others altered is one line of the log.
 
+use std::{collections::VecDeque, future, time::Duration};
+
 use anyhow::Result;
-use datapath::{Deviation, LocalTask};
+use datapath::{Deviation, LocalTask, Sight};
 use model::TaskId;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -14,46 +16,105 @@ const WHY_PROGRAMS: &str = "the node's traffic goes through it";
 const WHY_PINS: &str = "the next agent takes over what runs by its pins";
 const WHY_MAPS: &str = "the programs send packets by it, and the managers' view says otherwise";
 
+/// One thing to compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Links,
+    Reassembly,
+    Task(TaskId),
+    Programs,
+    Masquerade,
+    Maps,
+}
+
+/// What is left of a comparison. It goes part by part, and whatever else the actor has to do goes in
+/// between: a change waits for one part at most, however many tasks there are.
+#[derive(Debug, Default)]
+pub(super) struct Comparison {
+    parts: VecDeque<Part>,
+    repairs: Repairs,
+    is_hastened: bool,
+    /// So far.
+    took: Duration,
+}
+
+impl Comparison {
+    fn new(is_hastened: bool, tasks: impl Iterator<Item = TaskId>) -> Self {
+        let before = [Part::Links, Part::Reassembly].into_iter();
+        let after = [Part::Programs, Part::Masquerade, Part::Maps];
+        Self {
+            parts: before.chain(tasks.map(Part::Task)).chain(after).collect(),
+            repairs: Repairs::of_comparison(is_hastened),
+            is_hastened,
+            took: Duration::ZERO,
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Comes at once while there is something to compare. Cancel-safe.
+    pub async fn goes_on(&self) {
+        if self.is_over() {
+            future::pending().await
+        }
+    }
+}
+
 impl Core {
-    /// [`Core::compare`] before its time, as the kernel told of a change.
-    pub(super) async fn compare_early(&mut self) {
+    /// Has the node compared with what it should be, and repaired; before its time, where the kernel
+    /// told of a change.
+    pub(super) fn begin_comparison(&mut self, is_hastened: bool) {
+        if is_hastened {
+            self.haste.begin();
+        }
+        let tasks = self.local.tasks.keys().copied();
+        self.comparison = Comparison::new(is_hastened, tasks);
+    }
+
+    /// The comparison's next part.
+    pub(super) async fn compare_next(&mut self) {
+        let Some(part) = self.comparison.parts.pop_front() else {
+            return;
+        };
         let begun = Instant::now();
-        self.haste.begin();
-        self.compare_by(true).await;
-        self.haste.took(begun.elapsed());
+        let mut repairs = std::mem::take(&mut self.comparison.repairs);
+        self.compare_part(part, &mut repairs).await;
+        self.comparison.repairs = repairs;
+        self.comparison.took += begun.elapsed();
+        if self.comparison.is_over() && self.comparison.is_hastened {
+            self.haste.took(self.comparison.took);
+        }
     }
 
-    /// Compares the node with what it should be, and repairs.
-    pub(super) async fn compare(&mut self) {
-        self.compare_by(false).await;
-    }
-
-    async fn compare_by(&mut self, is_hastened: bool) {
-        let mut repairs = Repairs::of_comparison(is_hastened);
-        if let Err(err) = self.compare_links(&mut repairs).await {
-            error!("cannot repair the node's links: {err:#}");
-        }
-        if let Err(err) = self.compare_reassembly(&mut repairs).await {
-            error!("cannot repair what puts fragments in order: {err:#}");
-        }
-        repairs.log(None);
-        for task in self.local.tasks.keys().copied().collect::<Vec<_>>() {
-            if let Err(err) = self.compare_task(task, &mut repairs).await {
-                error!(task.id = %task, "cannot repair the task's network: {err:#}");
+    async fn compare_part(&mut self, part: Part, repairs: &mut Repairs) {
+        let (outcome, what) = match part {
+            Part::Links => (self.compare_links(repairs).await, "the node's links"),
+            Part::Reassembly => {
+                let outcome = self.compare_reassembly(repairs).await;
+                (outcome, "what puts fragments in order")
             }
-            repairs.log(Some(task));
+            Part::Task(task) => (self.compare_task(task, repairs).await, "the task's network"),
+            Part::Programs => {
+                let outcome = self.compare_programs(repairs);
+                (outcome, "the programs of the data plane")
+            }
+            Part::Masquerade => {
+                let outcome = self.masquerade.ensure(None, repairs).await;
+                (outcome.map_err(Into::into), "the way out for tasks")
+            }
+            Part::Maps => (self.compare_maps(), "the maps of the data plane"),
+        };
+        let task = match part {
+            Part::Task(task) => Some(task),
+            _ => None,
+        };
+        if let Err(err) = outcome {
+            let id = task.map(tracing::field::display);
+            error!(task.id = id, "cannot repair {what}: {err:#}");
         }
-        if let Err(err) = self.compare_programs(&mut repairs) {
-            error!("cannot repair the programs of the data plane: {err:#}");
-        }
-        let masquerade = self.masquerade.ensure(None, &mut repairs);
-        if let Err(err) = masquerade.await {
-            error!("cannot repair the way out for tasks: {err:#}");
-        }
-        if let Err(err) = self.compare_maps(is_hastened, &mut repairs) {
-            error!("cannot bring the data plane in step: {err:#}");
-        }
-        repairs.log(None);
+        repairs.log(task);
     }
 
     async fn compare_links(&mut self, repairs: &mut Repairs) -> Result<()> {
@@ -128,17 +189,33 @@ impl Core {
     }
 
     /// What a sync changes after a change of ours, or after one that failed, nobody had altered.
-    fn compare_maps(&mut self, is_hastened: bool, repairs: &mut Repairs) -> Result<()> {
+    fn compare_maps(&mut self) -> Result<()> {
         if !self.is_in_step || self.owes_ack {
             return self.sync();
         }
         // Of maps the kernel tells nothing, and they are much to read.
-        if is_hastened {
-            return Ok(());
+        if !self.comparison.is_hastened {
+            self.looking.begin(|| self.datapath.look());
         }
-        let (_, found) =
-            tokio::task::block_in_place(|| self.datapath.repair(&self.view, &self.local))?;
-        repairs.extend(found, WHY_MAPS);
+        Ok(())
+    }
+
+    /// Repairs the maps, if the look at them saw that others altered them.
+    pub(super) fn heed(&mut self, sight: Result<Sight>) {
+        let mut repairs = Repairs::of_comparison(false);
+        if let Err(err) = self.repair_maps(sight, &mut repairs) {
+            error!("cannot repair the maps of the data plane: {err:#}");
+        }
+        repairs.log(None);
+    }
+
+    fn repair_maps(&mut self, sight: Result<Sight>, repairs: &mut Repairs) -> Result<()> {
+        // Else what is to be done is known, and not of others' making.
+        if self.datapath.is_altered(&sight?) && self.is_in_step {
+            let repaired = || self.datapath.repair(&self.view, &self.local);
+            let (_, found) = tokio::task::block_in_place(repaired)?;
+            repairs.extend(found, WHY_MAPS);
+        }
         Ok(())
     }
 
@@ -168,4 +245,26 @@ impl Core {
 
 fn with_index(index: u32, found: Vec<Deviation>) -> impl Iterator<Item = (u32, Deviation)> {
     found.into_iter().map(move |one| (index, one))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each step of the actor takes one part, with whatever else there is to do in between.
+    #[test]
+    fn comparison_goes_part_by_part() {
+        let tasks = [1, 2].map(TaskId::from_raw);
+        let mut comparison = Comparison::new(false, tasks.into_iter());
+        let mut parts = Vec::new();
+        while !comparison.is_over() {
+            parts.extend(comparison.parts.pop_front());
+        }
+        let [first, second] = tasks.map(Part::Task);
+        let (before, after) = (
+            [Part::Links, Part::Reassembly],
+            [Part::Programs, Part::Masquerade, Part::Maps],
+        );
+        assert_eq!(parts, [&before[..], &[first, second], &after].concat());
+    }
 }

@@ -37,6 +37,7 @@ impl Core {
             }
         }
         let left = self.runners.len();
+        self.looking.end().await;
         let datapath = self.datapath.detach_all();
         let links = links::remove_node_links().await;
         let reassembly = self.reassembly.remove().await;

@@ -5,6 +5,7 @@ mod adopt;
 mod compare;
 mod haste;
 mod leave;
+mod looking;
 mod pins;
 
 use std::{
@@ -62,6 +63,8 @@ pub(crate) struct Core {
     links: NodeLinks,
     watch: links::Watch,
     haste: haste::Haste,
+    comparison: compare::Comparison,
+    looking: looking::Looking,
     masquerade: nft::Table,
     reassembly: Reassembly,
     datapath: Datapath,
@@ -181,6 +184,8 @@ impl Core {
             links,
             watch,
             haste: haste::Haste::default(),
+            comparison: compare::Comparison::default(),
+            looking: looking::Looking::default(),
             masquerade,
             reassembly,
             datapath,
@@ -219,12 +224,13 @@ impl Core {
                 biased;
                 () = cancel.cancelled() => break,
                 Ok(()) = self.pulse.doubts.changed() => self.hear_doubts(),
-                _ = compare.tick() => {
-                    self.compare().await;
+                _ = compare.tick(), if self.comparison.is_over() => {
+                    self.begin_comparison(false);
                     self.tell_pins();
                     self.repeat_statuses();
                 }
-                () = self.haste.due() => self.compare_early().await,
+                () = self.haste.due(), if self.comparison.is_over() => self.begin_comparison(true),
+                sight = self.looking.seen() => self.heed(sight),
                 Some(command) = commands.recv() => match command {
                     // A caller that went away needs no answer.
                     Command::Inspect(table, reply) => drop(reply.send(self.inspect(table))),
@@ -239,6 +245,8 @@ impl Core {
                 },
                 Some(message) = self.runner_inbox.recv() => self.hear_runner(message),
                 Some(event) = events.recv() => self.hear_session(event),
+                // Behind all that others wait for.
+                () = self.comparison.goes_on() => self.compare_next().await,
                 () = self.watch.altered() => self.haste.ask(Instant::now()),
             }
         }

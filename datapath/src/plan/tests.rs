@@ -21,6 +21,7 @@ use super::*;
 use crate::{
     desired::Desired,
     local::{Doubt, HostPort, LocalState, LocalTask, LocalVeth},
+    look::Sight,
     recorded::Recorded,
     tables::{Port, Published, backend_range, ring_slots},
 };
@@ -468,13 +469,17 @@ impl Node {
     fn repair(&mut self) {
         self.syncs += 1;
         let observed = self.kernel.observe();
+        let recorded = self.recorded.tables();
+        let is_altered = Sight::of(recorded, &observed).is_alteration(recorded);
         let mut touched = self.recorded.differences(&observed);
         self.desired.close(&mut touched);
         self.recorded = Recorded::new(observed);
         let (present, now) = (self.recorded.tables(), moment(self.syncs));
         self.planner.settle(present, now);
         let wanted = self.desired.part(&touched);
-        for op in self.planner.plan(&wanted, present, now).unwrap() {
+        let ops = self.planner.plan(&wanted, present, now).unwrap();
+        assert!(is_altered || ops.is_empty(), "a look would not see {ops:?}");
+        for op in ops {
             self.kernel.apply(&op);
             self.recorded.note(&op);
         }
@@ -614,26 +619,30 @@ fn port_that_is_turned_to_anothers_element_takes_no_counters_with_it() {
     let mut node = Node::new();
     node.sync(&step);
     let ports = node.kernel.tables.ports.clone();
-    let (port, other) = (ports.first_key_value(), ports.last_key_value());
-    let (port, other) = (port.unwrap(), other.unwrap());
+    let (port, other) = (ports.get_min(), ports.get_max());
+    let (port, other) = (*port.unwrap(), *other.unwrap());
     assert_ne!(port, other, "the mesh's, and the task's of host mode");
-    node.kernel.tables.ports.insert(*port.0, *other.1);
+    node.kernel.tables.ports.insert(port.0, other.1);
     node.repair();
     node.check(&step);
 }
 
 fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
-    fn pick<K: Copy, V>(map: &BTreeMap<K, V>, index: prop::sample::Index) -> Option<K> {
-        (!map.is_empty()).then(|| *map.keys().nth(index.index(map.len())).expect("in bounds"))
+    fn pick<'a, K: Copy + 'a>(
+        keys: impl Iterator<Item = &'a K>,
+        index: prop::sample::Index,
+    ) -> Option<K> {
+        let keys: Vec<K> = keys.copied().collect();
+        (!keys.is_empty()).then(|| *index.get(&keys))
     }
     let tables = &mut kernel.tables;
-    let vip = pick(&tables.services, index);
-    let element = pick(&kernel.frontends, index);
+    let vip = pick(tables.services.keys(), index);
+    let element = pick(kernel.frontends.keys(), index);
     match kind {
         0 => tables.config = NodeConfig::default(),
-        1 => drop(pick(&tables.endpoints, index).and_then(|at| tables.endpoints.remove(&at))),
-        2 => drop(pick(&tables.locals, index).and_then(|at| tables.locals.remove(&at))),
-        3 => drop(pick(&tables.veths, index).and_then(|at| tables.veths.remove(&at))),
+        1 => drop(pick(tables.endpoints.keys(), index).and_then(|at| tables.endpoints.remove(&at))),
+        2 => drop(pick(tables.locals.keys(), index).and_then(|at| tables.locals.remove(&at))),
+        3 => drop(pick(tables.veths.keys(), index).and_then(|at| tables.veths.remove(&at))),
         4 => drop(vip.and_then(|at| tables.services.remove(&at))),
         5 => {
             let element = element.and_then(|at| kernel.frontends.get_mut(&at));
@@ -652,14 +661,14 @@ fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
             }
         }
         6 => {
-            if let Some(chunk) = pick(&kernel.chunks, index) {
+            if let Some(chunk) = pick(kernel.chunks.keys(), index) {
                 kernel
                     .chunks
                     .insert(chunk, [value; RING_CHUNK_SLOTS as usize]);
             }
         }
         7 => {
-            if let Some(at) = pick(&kernel.backends, index) {
+            if let Some(at) = pick(kernel.backends.keys(), index) {
                 kernel.backends.insert(at, BackendValue::default());
             }
         }
@@ -880,8 +889,10 @@ fn flag_of_the_programs_is_no_difference_and_outlives_a_replacement() {
     settle(&mut planner, &mut kernel, &draws, &[], 1);
     let flags = |kernel: &Kernel| kernel.tables.endpoints.values().next().unwrap().flags;
     assert_eq!(flags(&kernel), 0);
-    let endpoints = kernel.tables.endpoints.values_mut();
-    endpoints.for_each(|endpoint| endpoint.flags = ENDPOINT_HAS_VIP_FLOWS);
+    let endpoints = &mut kernel.tables.endpoints;
+    for at in endpoints.keys().copied().collect::<Vec<_>>() {
+        endpoints[&at].flags = ENDPOINT_HAS_VIP_FLOWS;
+    }
     assert_eq!(settle(&mut planner, &mut kernel, &draws, &[], 2), []);
     draws[0].node = 2;
     settle(&mut planner, &mut kernel, &draws, &[], 3);
