@@ -2,6 +2,8 @@
 //! where the tasks run or have drained, in a cluster that already has many services.
 
 use std::{
+    fs::File,
+    os::unix::fs::FileExt,
     thread,
     time::{Duration, Instant},
 };
@@ -34,11 +36,15 @@ pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
     lab.settle()?;
     let rounds = if parts.quick { 10 } else { 50 };
     let (mut ups, mut downs) = (Samples::default(), Samples::default());
+    let mut syncs = Vec::new();
+    let file = File::create(lab.dir().join("fdatasync"))?;
     step(
         &format!("scaling a service up and down, {rounds} times"),
         || {
             for _ in 0..rounds {
+                sync(&file, &mut syncs)?;
                 scale(&lab, &api, 3, &mut ups)?;
+                sync(&file, &mut syncs)?;
                 scale(&lab, &api, 2, &mut downs)?;
             }
             Ok(())
@@ -59,6 +65,18 @@ pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
             p99
         });
     }
+    let note = "on the managers' disk; a scaling is two commits, and a commit waits for two";
+    let (p50, p99) = (median(&syncs), quantile(syncs, 0.99));
+    report.add(Figure::new(PART, "an fdatasync of 4 KiB: p50", p50).note(note));
+    report.add(Figure::new(PART, "an fdatasync of 4 KiB: p99", p99));
+    Ok(())
+}
+
+fn sync(file: &File, samples: &mut Vec<f64>) -> Result<()> {
+    let begun = Instant::now();
+    file.write_all_at(&[0; 4096], 0)?;
+    file.sync_data()?;
+    samples.push(begun.elapsed().as_secs_f64() * 1e3);
     Ok(())
 }
 
