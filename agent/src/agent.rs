@@ -30,18 +30,20 @@ pub struct Agent {
     core: JoinHandle<()>,
     session: JoinHandle<()>,
     pulse: JoinHandle<()>,
+    /// Waits for what the node proves itself with.
+    identity: Option<oneshot::Sender<NodeTls>>,
 }
 
 impl Agent {
-    /// Takes up what an agent before it left (programs, maps, tasks), then follows the managers.
-    /// Ready when the data plane stands.
+    /// Takes up what an agent before it left (programs, maps, tasks) by the view on disk, and follows
+    /// the managers from [`Agent::identify`] on. Ready when the data plane stands.
     ///
     /// # Errors
     /// Names what the node lacks.
     pub async fn start(
         config: AgentConfig,
         credentials: Credentials,
-        tls: NodeTls,
+        tls: Option<NodeTls>,
         cancel: CancellationToken,
     ) -> Result<Self> {
         let (commands, command_inbox) = mpsc::channel(QUEUE_LEN);
@@ -51,14 +53,31 @@ impl Agent {
         let knows_the_cluster = view_file.exists();
         let applied = watch::Sender::new(Applied::new(Arc::new(view_file.load()?)));
         let shown = applied.subscribe();
-        let session = Session {
-            credentials: credentials.clone(),
-            tls,
-            description: config.description.clone(),
-            applied: applied.subscribe(),
-            events,
-            outbox: outbox_inbox,
-            cancel: cancel.child_token(),
+        let (identity, identified) = oneshot::channel();
+        let identity = match tls {
+            Some(tls) => {
+                let _ = identity.send(tls);
+                None
+            }
+            None => Some(identity),
+        };
+        let session = {
+            let (credentials, description) = (credentials.clone(), config.description.clone());
+            let (applied, cancel) = (applied.subscribe(), cancel.child_token());
+            async move {
+                let identified = cancel.run_until_cancelled(identified).await;
+                let Some(Ok(tls)) = identified else { return };
+                let session = Session {
+                    credentials,
+                    tls,
+                    description,
+                    applied,
+                    events,
+                    outbox: outbox_inbox,
+                    cancel,
+                };
+                session.run().await;
+            }
         };
         let (pulse, pulse_view) = Pulse::new(
             credentials.node,
@@ -79,14 +98,14 @@ impl Agent {
         // A node that was here before says so at once: to load programs may take longer than the
         // managers wait, and its tasks run on meanwhile. A new one is ready when it can serve.
         let (core, session) = if knows_the_cluster {
-            let session = tokio::spawn(session.run());
+            let session = tokio::spawn(session);
             let core = core.await;
             if core.is_err() {
                 cancel.cancel();
             }
             (core?, session)
         } else {
-            (core.await?, tokio::spawn(session.run()))
+            (core.await?, tokio::spawn(session))
         };
         Ok(Self {
             commands,
@@ -94,8 +113,17 @@ impl Agent {
             core: tokio::spawn(core.run(command_inbox, event_inbox)),
             session,
             pulse,
+            identity,
             cancel,
         })
+    }
+
+    /// What the node proves itself with to the managers, if the agent started without.
+    pub fn identify(&mut self, tls: NodeTls) {
+        if let Some(identity) = self.identity.take() {
+            // A session that has ended needs none.
+            let _ = identity.send(tls);
+        }
     }
 
     /// What the managers last told this node and the kernel has, whenever it changes.

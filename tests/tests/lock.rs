@@ -2,12 +2,18 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use swarmnet_tests::{Cluster, Traffic, unlock};
+use hickory_proto::{
+    op::{Message, Query},
+    rr::{Name, RData, RecordType, rdata::A},
+};
+use swarmnet_tests::{Cluster, Task, Traffic, unlock};
 
 /// What the stock client shows, word by word.
 const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please \
@@ -35,7 +41,17 @@ fn mode(path: &Path) -> Result<u32> {
 fn a_locked_manager_wants_the_key_and_traffic_goes_on_meanwhile() -> Result<()> {
     let mut cluster = Cluster::new()?;
     cluster.serve("web", 3, &["--publish", "8080:80"])?;
+    let manager = cluster.node(1);
+    manager.cli(&["network", "create", "-d", "overlay", "back"])?;
+    let here = format!("node.hostname=={}", manager.name());
+    let options = ["--network", "back", "--constraint", &here];
+    let named = cluster.serve("names", 1, &options)?.remove(0);
+    let vip = cluster.vip("names")?;
     cluster.settle()?;
+    ensure!(
+        resolve(&cluster, &named, "names")?.contains(&vip),
+        "{named:?}"
+    );
     let traffic = Traffic::of_connections(cluster.client(), &cluster.entries(8080)?);
 
     let none = cluster.node(1).cli_error(&["unlock-key"])?;
@@ -71,8 +87,19 @@ fn a_locked_manager_wants_the_key_and_traffic_goes_on_meanwhile() -> Result<()> 
         .node(1)
         .docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
     ensure!(state.trim() == "locked", "{state}");
-    let leave = cluster.node(1).cli_error(&["leave", "--force"])?;
-    ensure!(leave.contains(LOCKED_HERE), "{leave}");
+    let leave = cluster.node(1).cli_error(&["leave"])?;
+    ensure!(leave.contains("Swarm is encrypted and locked"), "{leave}");
+    // Its agent goes by what it knew.
+    ensure!(
+        resolve(&cluster, &named, "names")?.contains(&vip),
+        "{named:?}"
+    );
+    ensure!(
+        !cluster
+            .node(1)
+            .cli_json(&["inspect", "backends"])?
+            .is_empty()
+    );
     traffic.go_on()?;
 
     for wrong in ["SWMKEY-1-x", &format!("SWMKEY-1-{}", "A".repeat(43))] {
@@ -95,7 +122,47 @@ fn a_locked_manager_wants_the_key_and_traffic_goes_on_meanwhile() -> Result<()> 
     cluster.node_mut(1).start()?;
     cluster.wait_running("web", 3)?;
     traffic.end()?;
+
+    // Who has lost the key can still give the node up.
+    cluster.node(1).cli(&["update", "--autolock"])?;
+    lab::wait_for("the data key to be sealed again", || {
+        let file = cluster.node(1).state_dir().join("manager/data.key");
+        Ok(fs::read_to_string(file)?.contains("SEALED").then_some(()))
+    })?;
+    cluster.node_mut(1).stop()?;
+    cluster.node_mut(1).start()?;
+    cluster.node(1).cli(&["leave", "--force"])?;
+    let info = ["info", "--format", "{{.Swarm.LocalNodeState}}"];
+    let state = cluster.node(1).docker(&info)?;
+    ensure!(state.trim() == "inactive", "{state}");
+    ensure!(!cluster.node(1).state_dir().join("manager").exists());
     Ok(())
+}
+
+/// The addresses that the resolver of a task tells for a name.
+fn resolve(cluster: &Cluster, task: &Task, name: &str) -> Result<Vec<Ipv4Addr>> {
+    let mut question = Message::query();
+    question.add_query(Query::query(Name::from_utf8(name)?, RecordType::A));
+    let packet = question.to_vec()?;
+    let answer = cluster.inside(task).within(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.connect(("127.0.0.11", 53))?;
+        socket.send(&packet)?;
+        let mut answer = vec![0; 4096];
+        let length = socket.recv(&mut answer)?;
+        answer.truncate(length);
+        Ok(answer)
+    })?;
+    let answer = Message::from_vec(&answer)?;
+    let addresses = answer
+        .answers
+        .iter()
+        .filter_map(|record| match &record.data {
+            RData::A(A(addr)) => Some(*addr),
+            _ => None,
+        });
+    Ok(addresses.collect())
 }
 
 #[test]

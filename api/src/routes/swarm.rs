@@ -10,7 +10,7 @@ use model::{
 };
 use vault::UnlockKey;
 
-use super::{Ctx, locked, state, store};
+use super::{Ctx, state, store};
 use crate::{
     convert,
     error::ApiError,
@@ -68,10 +68,15 @@ pub(super) async fn leave(State(node): State<Ctx>, params: Params) -> Result<(),
         MemberState::Manager | MemberState::Restored if !force => {
             return Err(manager_must_force(&node));
         }
-        // Its tasks are ended by the agent, which has no identity yet.
-        MemberState::Locked => return Err(locked()),
+        MemberState::Locked if !force => {
+            return Err(ApiError::unavailable(
+                "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore \
+                 this message.",
+            ));
+        }
         MemberState::Manager
         | MemberState::Restored
+        | MemberState::Locked
         | MemberState::Pending
         | MemberState::Worker => {}
     }

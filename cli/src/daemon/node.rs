@@ -120,8 +120,12 @@ impl Node {
         let vault = || KeyFile::new(&self.config.manager_dir()).read(unlock.as_ref());
         let certificate = match self.certificates().load(vault) {
             Err(err) if is_locked(&err) => {
-                info!("this manager is locked; `swarmnet unlock` goes on");
+                info!(
+                    "this manager is locked: until `swarmnet unlock`, tasks and names stay as they are"
+                );
+                let started = self.start_agent(&member, None).await;
                 self.seen().locked = Some(member);
+                *agent = Some(started?);
                 return Ok(());
             }
             loaded => loaded?,
@@ -145,7 +149,17 @@ impl Node {
             },
             None => None,
         };
-        let started = self.start_agent(&member).await;
+        let started = match agent.take() {
+            // It has run without since the start.
+            Some(mut running) => {
+                running.identify(member.tls.clone());
+                Ok(running)
+            }
+            None => {
+                self.start_agent(&member.member, Some(member.tls.clone()))
+                    .await
+            }
+        };
         // Known even when the agent failed: then the manager is stopped in order.
         self.see(Some(member), manager);
         let mut seen = self.seen();
@@ -355,7 +369,8 @@ impl Node {
         Ok(())
     }
 
-    async fn start_agent(&self, membership: &Membership) -> Result<Agent> {
+    /// Without `tls` the agent goes by what it knows.
+    async fn start_agent(&self, member: &Member, tls: Option<NodeTls>) -> Result<Agent> {
         let config = AgentConfig {
             state_dir: self.config.agent_dir(),
             run_dir: self.config.run_dir.clone(),
@@ -367,8 +382,8 @@ impl Node {
             shim: self.config.shim.clone(),
             description: description(),
         };
-        let Membership { member, tls } = membership.clone();
-        let agent = Agent::start(config, member.credentials, tls, CancellationToken::new())
+        let credentials = member.credentials.clone();
+        let agent = Agent::start(config, credentials, tls, CancellationToken::new())
             .await
             .context("the agent does not start")?;
         self.seen().told = Some(agent.applied());
@@ -537,7 +552,8 @@ impl Node {
             membership.tls.with(save)?;
             // Last: without it the rest counts for nothing.
             membership.member.save(&self.config.state_dir)?;
-            self.start_agent(membership).await
+            let tls = Some(membership.tls.clone());
+            self.start_agent(&membership.member, tls).await
         };
         entered
             .await
@@ -589,13 +605,24 @@ impl Node {
 
     async fn leave(&self) -> Result<(), ApiError> {
         let mut agent = self.agent.write().await;
-        let Some(member) = self.seen().member.clone() else {
-            return Err(ApiError::unavailable("This node is not part of a swarm"));
+        let (member, locked) = {
+            let seen = self.seen();
+            (seen.member.clone(), seen.locked.clone())
         };
-        if self.has_other_managers(&member.member) {
-            // Before the tasks stop, so that the others stop sending to them first.
-            self.tell_managers(&member).await;
-        }
+        let node = match (member, locked) {
+            (Some(member), _) => {
+                if self.has_other_managers(&member.member) {
+                    // Before the tasks stop, so that the others stop sending to them first.
+                    self.tell_managers(&member).await;
+                }
+                member.member.credentials.node
+            }
+            // Nobody would believe that it is the node that leaves.
+            (None, Some(locked)) => locked.credentials.node,
+            (None, None) => {
+                return Err(ApiError::unavailable("This node is not part of a swarm"));
+            }
+        };
         let left = match agent.take() {
             Some(agent) => agent.leave().await,
             None => Ok(()),
@@ -609,7 +636,7 @@ impl Node {
         remove_dir(self.certificates().dir())?;
         remove_dir(&self.config.manager_dir())?;
         remove_dir(&self.config.agent_dir())?;
-        info!(node.id = %member.member.credentials.node, "left the cluster");
+        info!(node.id = %node, "left the cluster");
         left.context("this node left the swarm, but not everything of it could be removed")
             .and(forgotten)
             .map_err(|err| ApiError::internal(format!("{err:#}")))
