@@ -87,6 +87,10 @@ impl fmt::Display for EndpointId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     pub version: Version,
+    /// Version at which the spec of a service or node changed last, of other objects anything. What was
+    /// read at that version or later may be edited: what else changed since is not the user's.
+    #[serde(default)]
+    pub edited: Version,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -96,6 +100,7 @@ impl Meta {
     pub fn new(now: Timestamp) -> Self {
         Self {
             version: Version(0),
+            edited: Version(0),
             created_at: now,
             updated_at: now,
         }

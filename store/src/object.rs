@@ -132,7 +132,23 @@ impl Object {
         }
     }
 
-    /// Fills in what only the store knows: version and times, and a service's `spec_version`.
+    /// Version at which the spec changed last, were this written as `version` over `base`.
+    fn edited(&self, base: &State, version: Version) -> Version {
+        let before = match self {
+            Self::Service(service) => base
+                .service(service.id)
+                .filter(|stored| stored.spec == service.spec)
+                .map(|stored| stored.meta.edited),
+            Self::Node(node) => base
+                .node(node.id)
+                .filter(|stored| stored.spec == node.spec)
+                .map(|stored| stored.meta.edited),
+            _ => None,
+        };
+        before.unwrap_or(version)
+    }
+
+    /// Fills in what only the store knows: versions and times, and a service's `spec_version`.
     /// `base` is the state before the transaction.
     pub(crate) fn stamp(&mut self, base: &State, stamp: Stamp) {
         if let Self::Service(service) = self {
@@ -146,6 +162,7 @@ impl Object {
             .map_or(stamp.at, |meta| meta.created_at);
         let meta = Meta {
             version: stamp.version,
+            edited: self.edited(base, stamp.version),
             created_at,
             updated_at: stamp.at,
         };

@@ -62,7 +62,7 @@ impl Transaction {
         self.changes.is_empty()
     }
 
-    /// Creates or replaces an object. The store fills in version and times, and a service's
+    /// Creates or replaces an object. The store fills in versions and times, and a service's
     /// `spec_version`. One written earlier in this transaction may be written again.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::{SignedDuration, Timestamp};
 use model::{
     NetworkId, NodeId, ServiceId, TaskId, Version, codec,
-    object::{Network, Node, Service, Task},
-    spec::TaskSpec,
+    object::{Cluster, Network, Node, NodeState, Service, Task},
+    spec::{Availability, ServiceMode, TaskSpec},
 };
 use proptest::prelude::*;
 use support::{cluster, meta, network, node, service, task};
@@ -277,6 +277,45 @@ fn versions_and_times_are_the_stores() {
     assert_eq!(updated.version, Version(2));
     assert_eq!((updated.created_at, updated.updated_at), (at(0), at(1)));
     assert_ne!(updated, meta());
+}
+
+#[test]
+fn edited_moves_with_the_spec_only() {
+    let mut state = State::default();
+    change(&mut state, |tx| {
+        tx.put(service(1, "web")).unwrap();
+        tx.put(node(1)).unwrap();
+        tx.put(cluster(10)).unwrap();
+    });
+    let written = |state: &mut State, f: fn(&mut Service, &mut Node)| {
+        let service_key = Key::Service(ServiceId::from_raw(1));
+        let node_key = Key::Node(NodeId::from_raw(1));
+        let mut service = Service::clone(state.service(ServiceId::from_raw(1)).unwrap());
+        let mut node = Node::clone(state.node(NodeId::from_raw(1)).unwrap());
+        let cluster = Cluster::clone(state.cluster().unwrap());
+        f(&mut service, &mut node);
+        change(state, |tx| {
+            tx.put(service).unwrap();
+            tx.put(node).unwrap();
+            tx.put(cluster).unwrap();
+        });
+        [service_key, node_key, Key::Cluster].map(|key| state.meta(key).unwrap().edited.0)
+    };
+    assert_eq!(written(&mut state, |_, _| ()), [1, 1, 2]);
+    let down = written(&mut state, |service, node| {
+        service.update_status = None;
+        service.meta.edited = Version(99);
+        node.status.state = NodeState::Down;
+    });
+    assert_eq!(down, [1, 1, 3]);
+    let scaled = written(&mut state, |service, _| {
+        service.spec.mode = ServiceMode::Replicated { replicas: 9 };
+    });
+    assert_eq!(scaled, [4, 1, 4]);
+    let drained = written(&mut state, |_, node| {
+        node.spec.availability = Availability::Drain;
+    });
+    assert_eq!(drained, [4, 5, 5]);
 }
 
 #[test]

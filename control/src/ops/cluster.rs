@@ -29,7 +29,7 @@ pub fn update(
 ) -> Result<(), OpError> {
     let cluster = tx.state().cluster();
     let cluster = cluster.ok_or_else(|| OpError::not_found("cluster", "default"))?;
-    check_version(cluster.meta.version, version)?;
+    check_version(&cluster.meta, version)?;
     validate(&spec)?;
     let mut cluster = Cluster::clone(cluster);
     if spec.force_rotate != cluster.spec.force_rotate {

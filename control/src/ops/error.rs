@@ -1,6 +1,6 @@
 //! Why a user's wish is refused.
 
-use model::Version;
+use model::{Version, object::Meta};
 use store::WriteError;
 
 use crate::allocator::AllocateError;
@@ -42,9 +42,9 @@ impl OpError {
     }
 }
 
-/// Whether the object is still as the user read it.
-pub(super) fn check_version(stored: Version, given: Version) -> Result<(), OpError> {
-    if stored == given {
+/// Whether the object's spec is still as the user read it.
+pub(super) fn check_version(stored: &Meta, given: Version) -> Result<(), OpError> {
+    if (stored.edited..=stored.version).contains(&given) {
         Ok(())
     } else {
         Err(OpError::OutOfSequence)

@@ -29,7 +29,8 @@ pub async fn create_service(store: &Store, spec: ServiceSpec) -> Result<ServiceI
     commit(store, |tx| service::create(tx, spec)).await
 }
 
-/// Replaces the spec of a service, if its version is still `version`.
+/// Replaces the spec of a service, if it is still as at `version`. That the orchestrator wrote the
+/// service since does not matter.
 ///
 /// # Errors
 /// As [`create_service`]; [`OpError::OutOfSequence`]; another name or mode.
@@ -42,7 +43,7 @@ pub async fn update_service(
     commit(store, |tx| service::update(tx, id, version, spec)).await
 }
 
-/// Takes a service back to its previous spec, if its version is still `version`.
+/// Takes a service back to its previous spec, if its spec is still as at `version`.
 ///
 /// # Errors
 /// As [`update_service`]; no previous spec.
@@ -78,7 +79,7 @@ pub async fn remove_network(store: &Store, id: NetworkId) -> Result<(), OpError>
     commit(store, |tx| network::remove(tx, id)).await
 }
 
-/// Replaces the spec of a node, if its version is still `version`.
+/// Replaces the spec of a node, if it is still as at `version`, whatever became of the node since.
 ///
 /// # Errors
 /// [`OpError::OutOfSequence`], or a manager that the others cannot do without.

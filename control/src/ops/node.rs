@@ -17,7 +17,7 @@ pub fn update(
     is_reachable: impl Fn(RaftId) -> bool,
 ) -> Result<(), OpError> {
     let node = find(tx.state(), id)?;
-    check_version(node.meta.version, version)?;
+    check_version(&node.meta, version)?;
     if node.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker {
         check_demotion(tx.state(), &node, is_reachable)?;
     }

@@ -83,7 +83,7 @@ fn find(state: &State, id: ServiceId, version: Version) -> Result<Service, OpErr
     let service = state
         .service(id)
         .ok_or_else(|| OpError::not_found("service", id))?;
-    check_version(service.meta.version, version)?;
+    check_version(&service.meta, version)?;
     Ok(Arc::unwrap_or_clone(Arc::clone(service)))
 }
 

@@ -1,6 +1,6 @@
 use model::{
     NetworkId, ServiceId, Version,
-    object::{ManagerStatus, NodeState, RaftId, Service},
+    object::{ManagerStatus, NodeState, RaftId, Service, UpdateState, UpdateStatus},
     spec::{
         ClusterSpec, EndpointMode, NetworkSpec, NodeRole, Protocol, PublishMode, ServiceMode,
         ServiceSpec,
@@ -237,6 +237,25 @@ fn updates_keep_name_and_mode_and_order() {
         again.unwrap_err().to_string(),
         "rpc error: code = Unknown desc = update out of sequence"
     );
+    let read = stored(&world, id);
+    world.write(|tx| {
+        let mut service = Service::clone(&read);
+        service.update_status = Some(UpdateStatus {
+            state: UpdateState::Updating,
+            started_at: tx.now(),
+            completed_at: None,
+            message: String::new(),
+        });
+        tx.put(service).unwrap();
+    });
+    assert!(stored(&world, id).meta.version > read.meta.version);
+    // Its progress is no edit.
+    world
+        .try_write(|tx| service::update(tx, id, read.meta.version, read.spec.clone()))
+        .unwrap();
+    let later = Version(stored(&world, id).meta.version.0 + 1);
+    let early = world.try_write(|tx| service::update(tx, id, later, read.spec));
+    assert_eq!(early, Err(OpError::OutOfSequence));
     let unknown = ServiceId::from_raw(1);
     let gone = world
         .try_write(|tx| service::remove(tx, unknown))
