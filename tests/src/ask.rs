@@ -121,17 +121,17 @@ impl Conversation {
     /// # Errors
     /// Connection failures and what is no answer.
     pub fn begin(host: &Host, to: (Ipv4Addr, u16)) -> Result<Self> {
-        host.within(|| Self::begin_here(to))
+        host.within(|| Self::begin_here(to, patience(PATIENCE)))
     }
 
-    /// From the network namespace of the calling thread.
+    /// From the network namespace of the calling thread. Each answer is waited for that long.
     ///
     /// # Errors
     /// As [`Self::begin`].
-    pub fn begin_here(to: (Ipv4Addr, u16)) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&to.into(), patience(PATIENCE))
+    pub fn begin_here(to: (Ipv4Addr, u16), patience: Duration) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&to.into(), patience)
             .with_context(|| format!("connect {to:?}"))?;
-        stream.set_read_timeout(Some(patience(PATIENCE)))?;
+        stream.set_read_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr()?;
         ensure!(

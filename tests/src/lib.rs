@@ -13,7 +13,7 @@ pub use ask::{Answer, Asker, Conversation, Heard, ask_tcp, ask_udp, send_through
 pub use cluster::Cluster;
 pub use datagram::{Datagrams, Fragments, Pieces};
 pub use lab::RunningTask as Task;
-pub use load::{Load, LoadSpec};
+pub use load::{Load, LoadReport, LoadSpec};
 pub use traffic::Traffic;
 pub use unlock::unlock;
 pub use web::Web;

@@ -7,10 +7,11 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
-use lab::{Host, wait_for};
+use lab::{Host, patience, wait_for};
 
 use crate::{Conversation, Heard};
 
@@ -18,6 +19,8 @@ use crate::{Conversation, Heard};
 const STREAMS_PER_THREAD: usize = 50;
 /// Requests that come within a deadline.
 const STEP: u64 = 1_000;
+/// What waits so long is lost; less is slow, as the machine may be.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Failures that are kept to be told.
 const TOLD_MAX: usize = 5;
 
@@ -30,6 +33,15 @@ pub struct LoadSpec {
     pub askers: usize,
 }
 
+/// What there was, when nothing was lost.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadReport {
+    pub requests: u64,
+    pub echoes: u64,
+    /// What the slowest request took.
+    pub slowest: Duration,
+}
+
 #[derive(Debug, Default)]
 struct Tally {
     stop: AtomicBool,
@@ -39,6 +51,8 @@ struct Tally {
     echoes: AtomicU64,
     /// Streams that their task ended in good order, and that began again.
     farewells: AtomicU64,
+    /// What the slowest request took, in milliseconds.
+    slowest_ms: AtomicU64,
     failures: AtomicU64,
     told: Mutex<Vec<String>>,
 }
@@ -67,11 +81,8 @@ impl Load {
             let mut left = spec.streams;
             while left > 0 {
                 let count = left.min(STREAMS_PER_THREAD);
-                let streams: Vec<_> = host.within(|| {
-                    (0..count)
-                        .map(|_| Conversation::begin_here(*target))
-                        .collect::<Result<_>>()
-                })?;
+                let streams: Vec<_> =
+                    host.within(|| (0..count).map(|_| begin(*target)).collect::<Result<_>>())?;
                 let rounds = Arc::<AtomicU64>::default();
                 load.rounds.push(rounds.clone());
                 load.spawn(host, *target, move |tally, target| {
@@ -142,14 +153,18 @@ impl Load {
         self.tally.requests.load(Ordering::Relaxed)
     }
 
-    /// Ends all clients. Gives how many requests and echoes there were.
+    /// Ends all clients.
     ///
     /// # Errors
     /// When anything failed: how much, and the first words of it.
-    pub fn end(mut self) -> Result<(u64, u64)> {
+    pub fn end(mut self) -> Result<LoadReport> {
         self.join();
         self.tally.check()?;
-        Ok((self.requests(), self.tally.echoes.load(Ordering::Relaxed)))
+        Ok(LoadReport {
+            requests: self.requests(),
+            echoes: self.tally.echoes.load(Ordering::Relaxed),
+            slowest: Duration::from_millis(self.tally.slowest_ms.load(Ordering::Relaxed)),
+        })
     }
 
     fn join(&mut self) {
@@ -171,6 +186,12 @@ impl Drop for Load {
 impl Tally {
     fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn answered_after(&self, time: Duration) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let ms = time.as_millis() as u64;
+        self.slowest_ms.fetch_max(ms, Ordering::Relaxed);
     }
 
     fn has_failed(&self) -> bool {
@@ -199,10 +220,15 @@ impl Tally {
     }
 }
 
+fn begin(target: (Ipv4Addr, u16)) -> Result<Conversation> {
+    Conversation::begin_here(target, patience(PATIENCE))
+}
+
 fn ask(tally: &Tally, target: (Ipv4Addr, u16)) {
     while tally.goes_on() {
-        match Conversation::begin_here(target) {
-            Ok(_) => drop(tally.requests.fetch_add(1, Ordering::Relaxed)),
+        let since = Instant::now();
+        match begin(target) {
+            Ok(_) => tally.answered_after(since.elapsed()),
             Err(err) => tally.fail(&err.context("a request")),
         }
     }
@@ -236,7 +262,7 @@ fn stream(
                 Ok(Heard::Goodbye) => {
                     tally.farewells.fetch_add(1, Ordering::Relaxed);
                     drop(stream);
-                    Conversation::begin_here(target)
+                    begin(target)
                 }
                 Err(err) => Err(err.context(format!("a stream with {}", stream.answer.task))),
             };

@@ -118,9 +118,12 @@ impl Trial {
 
     fn end(mut self) -> Result<()> {
         let load = self.load.take().expect("it goes on");
-        let (requests, echoes) = load.end()?;
+        let report = load.end()?;
         let drops = self.node().cli(&["inspect", "drops"])?;
-        println!("{requests} requests and {echoes} echoes, none lost\n{drops}");
+        println!(
+            "{} requests, the slowest of {:.1?}, and {} echoes, none lost\n{drops}",
+            report.requests, report.slowest, report.echoes
+        );
         Ok(())
     }
 }
