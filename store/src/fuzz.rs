@@ -40,7 +40,7 @@ pub fn check(data: &[u8]) {
                 assert_reads_back(&state);
             }
         }
-        RaftRequest::Vote(_) => {}
+        RaftRequest::Vote(_) | RaftRequest::WouldVote { .. } => {}
     }
 }
 

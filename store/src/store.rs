@@ -25,7 +25,7 @@ use vault::{DataKey, UnlockKey};
 use crate::{
     Commit, Members, ReadError, Standing, State, StoreError, Transaction, WriteError,
     disk::{Disk, DiskError, Slot},
-    election::{self, LEASE},
+    election::{self, LEASE, VOTE_TIMEOUT, Voter},
     raft::{
         Member, Network, NoTransport, Raft, RaftCall, RaftId, RaftReply, RaftTransport, answer,
         log::LogStore,
@@ -35,10 +35,8 @@ use crate::{
     writer::Writer,
 };
 
-/// Leader to followers.
-const HEARTBEAT: Duration = Duration::from_millis(250);
-/// For a vote to be answered.
-const VOTE_TIMEOUT: Duration = Duration::from_millis(750);
+/// For entries to be on a follower's disk, and its answer to come. Two heartbeats.
+const APPEND_TIMEOUT: Duration = Duration::from_millis(500);
 /// Receiving and storing a chunk of a snapshot.
 const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
@@ -91,6 +89,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     id: RaftId,
     raft: Raft,
+    voter: Voter,
     disk: Arc<Disk>,
     log: LogStore,
     publisher: Publisher,
@@ -143,12 +142,22 @@ impl Store {
             transport: Arc::clone(&config.transport),
             contacts: Arc::clone(&contacts),
         };
-        let raft = Raft::new(id, raft_config(log_kept), network, log.clone(), machine)
-            .await
-            .map_err(|error| damaged(&disk, &error))?;
+        let raft = Raft::new(
+            id,
+            raft_config(log_kept),
+            network.clone(),
+            log.clone(),
+            machine,
+        )
+        .await
+        .map_err(|error| damaged(&disk, &error))?;
         let writer = Writer::new(Arc::clone(&disk), publisher.state.subscribe());
         let store = Self(Arc::new(Inner {
             id,
+            voter: Voter {
+                raft: raft.clone(),
+                log: log.clone(),
+            },
             raft,
             disk,
             log,
@@ -159,7 +168,7 @@ impl Store {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }));
-        store.spawn_tasks(draw);
+        store.spawn_tasks(network, draw);
         store.take_office(&config, last).await?;
         Ok(store)
     }
@@ -288,7 +297,7 @@ impl Store {
     /// Answers a call from another manager. `None` when another one was meant.
     pub async fn answer(&self, call: RaftCall) -> Option<RaftReply> {
         if call.to == self.0.id {
-            Some(answer(&self.0.raft, call.request).await)
+            Some(answer(&self.0.voter, call.request).await)
         } else {
             None
         }
@@ -423,30 +432,23 @@ impl Store {
         }
     }
 
-    fn spawn_tasks(&self, draw: impl FnMut() -> Duration + Send + 'static) {
+    fn spawn_tasks(&self, network: Network, draw: impl FnMut() -> Duration + Send + 'static) {
         let inner = &self.0;
+        let raft = || inner.raft.clone();
+        self.spawn(standing::follow(raft(), Arc::clone(&inner.standing)));
+        self.spawn(election::beat(raft()));
+        self.spawn(inner.voter.clone().stand(inner.id, network, draw));
+        self.spawn(take_snapshots(raft(), inner.publisher.state.subscribe()));
         let writer = Arc::clone(&inner.writer);
-        let following = standing::follow(inner.raft.clone(), Arc::clone(&inner.standing));
-        let stop = inner.stop.clone();
-        inner
-            .tasks
-            .spawn(async move { stop.run_until_cancelled(following).await });
-        let standing_for = election::stand(inner.raft.clone(), inner.id, draw);
-        let stop = inner.stop.clone();
-        inner
-            .tasks
-            .spawn(async move { stop.run_until_cancelled(standing_for).await });
-        let writing = writer.run(
-            inner.raft.clone(),
-            inner.standing.subscribe(),
-            inner.stop.clone(),
-        );
+        let writing = writer.run(raft(), inner.standing.subscribe(), inner.stop.clone());
         inner.tasks.spawn(writing);
-        let snapshots = take_snapshots(inner.raft.clone(), inner.publisher.state.subscribe());
-        let stop = inner.stop.clone();
-        inner
-            .tasks
-            .spawn(async move { stop.run_until_cancelled(snapshots).await });
+    }
+
+    /// Until the store stops.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.0.stop.clone();
+        let tasks = &self.0.tasks;
+        tasks.spawn(async move { stop.run_until_cancelled(work).await });
     }
 
     /// Founds the cluster if it is to be. If there is no other manager, leads it, and applies the
@@ -601,8 +603,9 @@ fn raft_config(log_kept: u64) -> Arc<Config> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).expect("it is seconds");
     let config = Config {
         cluster_name: "swarmnet".to_owned(),
-        heartbeat_interval: millis(HEARTBEAT),
-        // `election` stands at its own times; these are what else openraft derives from its own.
+        // `election` has its own times; these are what else openraft derives from its own.
+        enable_heartbeat: false,
+        heartbeat_interval: millis(APPEND_TIMEOUT),
         enable_elect: false,
         election_timeout_min: millis(VOTE_TIMEOUT),
         election_timeout_max: millis(LEASE),

@@ -41,6 +41,12 @@ impl LogStore {
         Ok(log_state(&self.disk)?.last_log_id.map(|id| id.index))
     }
 
+    /// The last entry on disk.
+    pub(crate) async fn last(&self) -> Result<Option<LogId>, DiskError> {
+        let state = blocking(&self.disk, log_state).await?;
+        Ok(state.last_log_id)
+    }
+
     /// Writes down what only the next entry would have. For an orderly stop.
     pub(crate) async fn flush(&self) -> Result<(), DiskError> {
         let committed = self.committed();

@@ -13,5 +13,5 @@ mod types;
 
 pub(crate) use transport::{Network, answer};
 pub use transport::{NoTransport, RaftCall, RaftReply, RaftRequest, RaftTransport, TransportError};
-pub(crate) use types::{Batch, Outcome, Raft};
+pub(crate) use types::{Batch, LogId, Outcome, Raft, Vote};
 pub use types::{Member, RaftId, TypeConfig};

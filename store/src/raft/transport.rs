@@ -1,13 +1,13 @@
 //! Calls between managers. Their network is behind [`RaftTransport`]: gRPC in a real manager, a
 //! simulated one in tests.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use openraft::{
     RaftNetwork, RaftNetworkFactory,
-    error::{InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable},
-    network::RPCOption,
+    error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable},
+    network::{Backoff, RPCOption},
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest,
         InstallSnapshotResponse, VoteRequest, VoteResponse,
@@ -15,8 +15,14 @@ use openraft::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Member, Raft, RaftId, TypeConfig};
-use crate::standing::Contacts;
+use super::{LogId, Member, RaftId, TypeConfig};
+use crate::{
+    election::{ANSWER_TIMEOUT, Voter},
+    standing::Contacts,
+};
+
+/// Between calls to a manager that is not there.
+const BACKOFF: Duration = Duration::from_millis(250);
 
 /// A request to one manager. The receiver hands it to [`Store::answer`](crate::Store::answer).
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +38,10 @@ pub enum RaftRequest {
     Append(AppendEntriesRequest<TypeConfig>),
     Vote(VoteRequest<RaftId>),
     Snapshot(InstallSnapshotRequest<TypeConfig>),
+    /// Would you vote for the caller, whose log ends with this entry?
+    WouldVote {
+        last: Option<LogId>,
+    },
 }
 
 /// The answer to the request of the same name.
@@ -40,6 +50,7 @@ pub enum RaftReply {
     Append(Result<AppendEntriesResponse<RaftId>, RaftError<RaftId>>),
     Vote(Result<VoteResponse<RaftId>, RaftError<RaftId>>),
     Snapshot(SnapshotReply),
+    WouldVote(bool),
 }
 
 type SnapshotReply =
@@ -80,11 +91,13 @@ impl RaftTransport for NoTransport {
 }
 
 /// Answers a call that has come in.
-pub(crate) async fn answer(raft: &Raft, request: RaftRequest) -> RaftReply {
+pub(crate) async fn answer(voter: &Voter, request: RaftRequest) -> RaftReply {
+    let Voter { raft, .. } = voter;
     match request {
         RaftRequest::Append(request) => RaftReply::Append(raft.append_entries(request).await),
         RaftRequest::Vote(request) => RaftReply::Vote(raft.vote(request).await),
         RaftRequest::Snapshot(request) => RaftReply::Snapshot(raft.install_snapshot(request).await),
+        RaftRequest::WouldVote { last } => RaftReply::WouldVote(voter.would_vote(last).await),
     }
 }
 
@@ -103,14 +116,50 @@ pub(crate) struct Peer {
     network: Network,
 }
 
-impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = Peer;
-
-    async fn new_client(&mut self, to: RaftId, member: &Member) -> Peer {
+impl Network {
+    fn to(&self, to: RaftId, member: &Member) -> Peer {
         Peer {
             to,
             member: member.clone(),
             network: self.clone(),
+        }
+    }
+
+    /// The manager's name if it would vote for this one, whose log ends with `last`.
+    pub(crate) async fn would_vote(
+        &self,
+        to: RaftId,
+        member: &Member,
+        last: Option<LogId>,
+    ) -> Option<RaftId> {
+        let request = RaftRequest::WouldVote { last };
+        let answer = self.to(to, member).call(request, ANSWER_TIMEOUT).await;
+        matches!(answer, Ok(RaftReply::WouldVote(true))).then_some(to)
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, to: RaftId, member: &Member) -> Peer {
+        self.to(to, member)
+    }
+}
+
+/// No answer came.
+enum Failure {
+    /// In time.
+    Late(TransportError),
+    /// The call could not be made, or broke.
+    Broken(TransportError),
+}
+
+impl<E: std::error::Error> From<Failure> for CallError<E> {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            // The next call, which follows at once, may be answered: a busy disk is not a dead peer.
+            Failure::Late(error) => NetworkError::new(&error).into(),
+            Failure::Broken(error) => Unreachable::new(&error).into(),
         }
     }
 }
@@ -118,11 +167,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 type CallError<E> = RPCError<RaftId, Member, E>;
 
 impl Peer {
-    async fn call(
-        &self,
-        request: RaftRequest,
-        option: &RPCOption,
-    ) -> Result<RaftReply, Unreachable> {
+    async fn call(&self, request: RaftRequest, within: Duration) -> Result<RaftReply, Failure> {
         let call = RaftCall {
             to: self.to,
             request,
@@ -132,13 +177,13 @@ impl Peer {
             contacts,
         } = &self.network;
         let answer = transport.call(&self.member, call);
-        match tokio::time::timeout(option.hard_ttl(), answer).await {
+        match tokio::time::timeout(within, answer).await {
             Ok(answer) => {
-                let answer = answer.map_err(|error| Unreachable::new(&error))?;
+                let answer = answer.map_err(Failure::Broken)?;
                 contacts.answered(self.to);
                 Ok(answer)
             }
-            Err(_) => Err(Unreachable::new(&self.failure("no answer in time"))),
+            Err(_) => Err(Failure::Late(self.failure("no answer in time"))),
         }
     }
 
@@ -172,7 +217,9 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<RaftId>, CallError<RaftError<RaftId>>> {
-        let reply = self.call(RaftRequest::Append(request), &option).await?;
+        let reply = self
+            .call(RaftRequest::Append(request), option.hard_ttl())
+            .await?;
         self.answered(match reply {
             RaftReply::Append(answer) => Some(answer),
             _ => None,
@@ -185,7 +232,9 @@ impl RaftNetwork<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<RaftId>, CallError<RaftError<RaftId, InstallSnapshotError>>>
     {
-        let reply = self.call(RaftRequest::Snapshot(request), &option).await?;
+        let reply = self
+            .call(RaftRequest::Snapshot(request), option.hard_ttl())
+            .await?;
         self.answered(match reply {
             RaftReply::Snapshot(answer) => Some(answer),
             _ => None,
@@ -197,10 +246,16 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: VoteRequest<RaftId>,
         option: RPCOption,
     ) -> Result<VoteResponse<RaftId>, CallError<RaftError<RaftId>>> {
-        let reply = self.call(RaftRequest::Vote(request), &option).await?;
+        let reply = self
+            .call(RaftRequest::Vote(request), option.hard_ttl())
+            .await?;
         self.answered(match reply {
             RaftReply::Vote(answer) => Some(answer),
             _ => None,
         })
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(BACKOFF))
     }
 }

@@ -8,6 +8,7 @@
 //! * [`faults`]: what goes wrong with them.
 //! * [`members`]: who takes part.
 //! * [`recovery`]: the last act.
+//! * [`elections`]: how long a group is without a leader.
 //! * [`clients`]: who writes and reads.
 //! * [`history`]: what clients heard, which some order must explain.
 //! * [`invariants`]: what holds between managers.
@@ -15,6 +16,7 @@
 //! `SWARMNET_SIM_SEED=n` runs one seed, `SWARMNET_SIM_SEEDS=n` so many.
 
 mod clients;
+mod elections;
 mod faults;
 mod history;
 mod invariants;
@@ -50,18 +52,11 @@ fn managers_keep_their_word_through_faults() {
         Some(seed) => vec![seed],
         None => (0..from_environment("SWARMNET_SIM_SEEDS").unwrap_or(SEEDS)).collect(),
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = seeds.len().div_ceil(threads).max(1);
-    let failed: BTreeMap<u64, String> = std::thread::scope(|scope| {
-        let shares = seeds.chunks(share);
-        let threads: Vec<_> = shares
-            .map(|seeds| scope.spawn(move || failures(seeds)))
-            .collect();
-        let failed = threads.into_iter().map(|thread| thread.join());
-        failed
-            .flat_map(|failed| failed.expect("a thread"))
-            .collect()
-    });
+    let failed = on_threads(seeds, failure);
+    let failed: BTreeMap<_, _> = failed
+        .into_iter()
+        .filter_map(|(seed, failure)| Some((seed, failure?)))
+        .collect();
     assert!(
         failed.is_empty(),
         "seeds that fail, to be run with SWARMNET_SIM_SEED=n each: {failed:#?}"
@@ -82,23 +77,44 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 /// What each of the seeds that fail panics with.
-fn failures(seeds: &[u64]) -> Vec<(u64, String)> {
-    let failure = |seed: &u64| {
-        let panic = catch_unwind(|| run(*seed)).err()?;
-        let text = panic.downcast_ref::<String>().cloned();
-        let literal = || panic.downcast_ref::<&str>().map(ToString::to_string);
-        Some((*seed, text.or_else(literal).unwrap_or_default()))
-    };
-    seeds.iter().filter_map(failure).collect()
+/// What `of` gives for each seed, on all cores.
+fn on_threads<T: Send>(
+    seeds: impl IntoIterator<Item = u64>,
+    of: impl Fn(u64) -> T + Sync,
+) -> BTreeMap<u64, T> {
+    let seeds: Vec<u64> = seeds.into_iter().collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = seeds.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let of = &of;
+        let shares = seeds.chunks(share);
+        let threads: Vec<_> = shares
+            .map(|seeds| scope.spawn(move || seeds.iter().map(|seed| (*seed, of(*seed))).collect()))
+            .collect();
+        let done = threads.into_iter().map(|thread| thread.join());
+        done.flat_map(|done: Result<Vec<_>, _>| done.expect("a thread"))
+            .collect()
+    })
+}
+
+fn failure(seed: u64) -> Option<String> {
+    let panic = catch_unwind(|| run(seed)).err()?;
+    let text = panic.downcast_ref::<String>().cloned();
+    let literal = || panic.downcast_ref::<&str>().map(ToString::to_string);
+    Some(text.or_else(literal).unwrap_or_default())
 }
 
 fn run(seed: u64) -> History {
+    simulate(scenario(seed))
+}
+
+fn simulate<T>(scenario: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime");
-    LocalSet::new().block_on(&runtime, scenario(seed))
+    LocalSet::new().block_on(&runtime, scenario)
 }
 
 /// What clients heard.
