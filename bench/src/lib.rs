@@ -8,6 +8,7 @@ mod api;
 mod change;
 mod live;
 mod machine;
+mod managers;
 mod mesh;
 mod overlay;
 pub mod part;
@@ -38,4 +39,6 @@ pub struct Parts {
     pub peer_program: Option<String>,
     /// Our own object of other builds.
     pub before: Vec<PathBuf>,
+    /// etcd's binary, if the machine has it.
+    pub etcd: Option<PathBuf>,
 }

@@ -10,7 +10,7 @@ use swarmnet_bench::{Objects, Parts, part::Part, report::Report};
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", max_term_width = 100)]
 struct Args {
-    /// Less of everything: three minutes instead of twelve.
+    /// Less of everything: minutes instead of half an hour.
     #[arg(long)]
     quick: bool,
     /// Only these parts.
@@ -29,6 +29,9 @@ struct Args {
     /// Our own object (target/bpf/swarmnet.o) as it was before a change, measured beside.
     #[arg(long, value_name = "PATH")]
     before: Vec<PathBuf>,
+    /// etcd's binary, if there is one.
+    #[arg(long, hide = true)]
+    etcd: Option<PathBuf>,
     /// Where `cargo xtask bench` put what it built.
     #[arg(long, hide = true)]
     root: PathBuf,
@@ -57,6 +60,7 @@ fn run(args: &Args) -> Result<()> {
         peers: args.peer_object.clone(),
         peer_program: args.peer_program.clone(),
         before: args.before.clone(),
+        etcd: args.etcd.clone(),
     };
     let mut report = Report::default();
     for part in Part::chosen(&args.only) {

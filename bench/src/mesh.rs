@@ -26,7 +26,7 @@ fn with_entry(
     part: &'static str,
     report: &mut Report,
 ) -> Result<()> {
-    let lab = cluster(parts, 3, Wiring::Switch, uplink_mode)?;
+    let lab = cluster(parts, 3, 1, Wiring::Switch, uplink_mode)?;
     let meter = parts
         .objects
         .meter

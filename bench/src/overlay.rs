@@ -31,7 +31,7 @@ const DNAT_ADDR: Ipv4Addr = Ipv4Addr::new(10, 99, 99, 99);
 /// # Errors
 /// When a path carries nothing.
 pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
-    let lab = cluster(parts, 2, Wiring::BackToBack, "tc")?;
+    let lab = cluster(parts, 2, 1, Wiring::BackToBack, "tc")?;
     let meter = parts
         .objects
         .meter

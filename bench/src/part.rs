@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 
-use crate::{Parts, change, live, mesh, overlay, programs_part, report::Report, scale};
+use crate::{Parts, change, live, managers, mesh, overlay, programs_part, report::Report, scale};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
@@ -22,10 +22,14 @@ pub enum Part {
     Mesh,
     /// From `service scale` to the last acknowledgement.
     Scale,
+    /// What the managers commit, against etcd.
+    Writes,
+    /// From the last write of a leader to the next of another.
+    Failover,
 }
 
 impl Part {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::Programs,
         Self::Scenarios,
         Self::Live,
@@ -33,6 +37,8 @@ impl Part {
         Self::Overlay,
         Self::Mesh,
         Self::Scale,
+        Self::Writes,
+        Self::Failover,
     ];
 
     /// All when none is named.
@@ -52,6 +58,8 @@ impl Part {
             Self::Overlay => overlay::measure(parts, report),
             Self::Mesh => mesh::measure(parts, report),
             Self::Scale => scale::measure(parts, report),
+            Self::Writes => managers::writes::measure(parts, report),
+            Self::Failover => managers::failover::measure(parts, report),
         }
     }
 }

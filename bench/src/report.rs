@@ -12,6 +12,15 @@ pub fn median(samples: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The sample below which this share of them is: 0.5 is the one in the middle, 1 the largest.
+pub fn quantile(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1) as f64;
+    let nth = (last * share).round() as usize;
+    sorted.get(nth).copied().unwrap_or(f64::NAN)
+}
+
 /// What a figure should be.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Goal {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     Parts,
     api::Api,
-    report::{Figure, Goal, Report, median},
+    report::{Figure, Goal, Report, median, quantile},
     way::cluster,
 };
 
@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// # Errors
 /// When the cluster does not come to where it was sent.
 pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
-    let lab = cluster(parts, 3, Wiring::Switch, "tc")?;
+    let lab = cluster(parts, 3, 1, Wiring::Switch, "tc")?;
     let api = Api::at(&lab.node(1).socket());
     step(&format!("starting {SERVICES} services"), || populate(&api))?;
     lab.settle()?;
@@ -58,7 +58,7 @@ pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
     ] {
         let detail = json!({"samples": samples});
         report.add(Figure::new(PART, format!("{name}: p50"), median(&samples)).detail(detail));
-        let p99 = Figure::new(PART, format!("{name}: p99"), quantile(samples, 0.99));
+        let p99 = Figure::new(PART, format!("{name}: p99"), quantile(&samples, 0.99));
         report.add(if is_goal {
             p99.goal(Goal::AtMost(GOAL_MS))
         } else {
@@ -66,7 +66,7 @@ pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
         });
     }
     let note = "on the managers' disk; a scaling is two commits, and a commit waits for two";
-    let (p50, p99) = (median(&syncs), quantile(syncs, 0.99));
+    let (p50, p99) = (median(&syncs), quantile(&syncs, 0.99));
     report.add(Figure::new(PART, "an fdatasync of 4 KiB: p50", p50).note(note));
     report.add(Figure::new(PART, "an fdatasync of 4 KiB: p99", p99));
     Ok(())
@@ -196,10 +196,4 @@ fn until(what: &str, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
         thread::sleep(LOOK);
     }
     Ok(())
-}
-
-fn quantile(mut samples: Vec<f64>, share: f64) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    let nth = ((samples.len() - 1) as f64 * share).round() as usize;
-    samples[nth]
 }

@@ -140,13 +140,19 @@ impl Samples {
 ///
 /// # Errors
 /// What the lab says.
-pub fn cluster(parts: &Parts, nodes: u8, wiring: Wiring, uplink_mode: &'static str) -> Result<Lab> {
+pub fn cluster(
+    parts: &Parts,
+    nodes: u8,
+    managers: u8,
+    wiring: Wiring,
+    uplink_mode: &'static str,
+) -> Result<Lab> {
     step(&format!("starting {nodes} nodes"), || {
         let mut lab = Lab::new(LabSpec {
             name: "snbench".to_owned(),
             dir: PathBuf::from("/var/lib/swarmnet-bench"),
             nodes,
-            managers: 1,
+            managers,
             binary: parts.objects.swarmnet.clone(),
             uplink_mode,
             mtu: 1500,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     build::{Profile, build, root},
-    setup,
+    etcd, setup,
 };
 
 #[derive(clap::Args)]
@@ -21,7 +21,13 @@ pub fn run(args: &Args) -> Result<()> {
     setup::ensure_ready(setup::For::Run)?;
     let binaries = build(Profile::Release)?;
     let dir = binaries.swarmnet.parent().context("a folder of binaries")?;
-    let status = Command::new(dir.join("swarmnet-bench"))
+    let mut bench = Command::new(dir.join("swarmnet-bench"));
+    if measures_writes(&args.rest)
+        && let Some(etcd) = etcd::find()
+    {
+        bench.arg("--etcd").arg(etcd);
+    }
+    let status = bench
         .arg("--root")
         .arg(root())
         .arg("--binaries")
@@ -31,4 +37,9 @@ pub fn run(args: &Args) -> Result<()> {
         .context("cannot run the benchmark")?;
     ensure!(status.success(), "the benchmark ended early; see above");
     Ok(())
+}
+
+fn measures_writes(args: &[OsString]) -> bool {
+    let chosen = |word: &str| args.iter().any(|arg| arg.to_string_lossy().contains(word));
+    !chosen("--only") || chosen("writes")
 }

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod demo;
+mod etcd;
 mod follow;
 mod fuzz;
 mod setup;
