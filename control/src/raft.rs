@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use ca::{Connector, NodeTls};
@@ -29,11 +32,48 @@ pub(crate) struct GrpcTransport {
     wires: Mutex<HashMap<SocketAddr, Wire>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Wire {
     channel: Channel,
     /// Calls in a row.
-    unanswered: u32,
+    unanswered: Arc<AtomicU32>,
+}
+
+impl Wire {
+    fn is_broken(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) >= UNANSWERED_MAX
+    }
+
+    /// Counts as unanswered when it ends before [`Asked::answered`], however it ends: who asks drops it
+    /// when it takes too long. Calls that are under way do not count.
+    fn ask(&self) -> Asked {
+        Asked {
+            unanswered: Arc::clone(&self.unanswered),
+            is_answered: false,
+        }
+    }
+}
+
+/// A call under way.
+#[must_use]
+struct Asked {
+    unanswered: Arc<AtomicU32>,
+    is_answered: bool,
+}
+
+impl Asked {
+    fn answered(mut self) {
+        self.is_answered = true;
+        self.unanswered.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl GrpcTransport {
@@ -54,28 +94,17 @@ impl GrpcTransport {
         self.wires.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the call as unanswered until [`GrpcTransport::answered`].
-    fn channel(&self, addr: SocketAddr) -> Option<Channel> {
+    fn wire(&self, addr: SocketAddr) -> Option<Wire> {
         let connector = Connector::member(self.tls.get()?);
         let mut wires = self.lock();
-        if wires
-            .get(&addr)
-            .is_some_and(|wire| wire.unanswered >= UNANSWERED_MAX)
-        {
+        if wires.get(&addr).is_some_and(Wire::is_broken) {
             wires.remove(&addr);
         }
         let wire = wires.entry(addr).or_insert_with(|| Wire {
             channel: net::dial_lazily(&connector, addr),
-            unanswered: 0,
+            unanswered: Arc::default(),
         });
-        wire.unanswered += 1;
-        Some(wire.channel.clone())
-    }
-
-    fn answered(&self, addr: SocketAddr) {
-        if let Some(wire) = self.lock().get_mut(&addr) {
-            wire.unanswered = 0;
-        }
+        Some(wire.clone())
     }
 }
 
@@ -88,10 +117,10 @@ impl RaftTransport for GrpcTransport {
             member: member.clone(),
             reason,
         };
-        let channel = self.channel(member.addr);
-        let channel =
-            channel.ok_or_else(|| failed("this manager has no certificate yet".into()))?;
-        let mut client = RaftClient::new(channel)
+        let wire = self.wire(member.addr);
+        let wire = wire.ok_or_else(|| failed("this manager has no certificate yet".into()))?;
+        let asked = wire.ask();
+        let mut client = RaftClient::new(wire.channel)
             .max_decoding_message_size(net::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(net::MESSAGE_BYTES_MAX);
         let message = RaftMessage {
@@ -99,7 +128,7 @@ impl RaftTransport for GrpcTransport {
         };
         let answer = client.call(message).await;
         let answer = answer.map_err(|status| failed(status.message().to_owned()))?;
-        self.answered(member.addr);
+        asked.answered();
         codec::decode(&answer.into_inner().bytes).map_err(|error| failed(error.to_string()))
     }
 }
@@ -124,5 +153,25 @@ impl Raft for RaftService {
         Ok(Response::new(RaftMessage {
             bytes: codec::encode(&reply).into(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn calls_given_up_in_a_row_break_a_wire_and_calls_under_way_do_not() {
+        let wire = Wire {
+            channel: tonic::transport::Endpoint::from_static("http://192.0.2.1:2377")
+                .connect_lazy(),
+            unanswered: Arc::default(),
+        };
+        let under_way: Vec<_> = (0..2 * UNANSWERED_MAX).map(|_| wire.ask()).collect();
+        assert!(!wire.is_broken());
+        drop(under_way);
+        assert!(wire.is_broken());
+        wire.ask().answered();
+        assert!(!wire.is_broken());
     }
 }
