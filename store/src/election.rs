@@ -21,8 +21,10 @@ use crate::raft::{LogId, Member, Network, Raft, RaftId, Vote, log::LogStore};
 
 /// Of the leader.
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// Since it last heard of a leader, or voted, a manager votes for no other, and does not stand.
+/// Since it last heard of a leader, a manager votes for no other, and does not stand.
 pub(crate) const LEASE: Duration = Duration::from_millis(1000);
+/// The same since it last voted: for who stood to become a leader. Votes that are split cost no more.
+const CANDIDACY: Duration = Duration::from_millis(500);
 /// On top of that, or after it was told that it would not win. Long enough apart for one manager to ask
 /// and stand before the next one asks.
 const PATIENCE_MILLIS: std::ops::Range<u64> = 50..550;
@@ -71,8 +73,7 @@ impl Voter {
         let mut since = Instant::now() + LEASE;
         let mut patience = draw();
         while let Some(seen) = self.look().await {
-            let heard_at = seen.vote_at.map(|at| at + LEASE);
-            let due = heard_at.map_or(since, |at| at.max(since)) + patience;
+            let due = seen.free_at().map_or(since, |at| at.max(since)) + patience;
             let left = due.saturating_duration_since(Instant::now());
             if seen.leads || !seen.is_voter(id) {
                 sleep(LOOK_MAX).await;
@@ -90,12 +91,12 @@ impl Voter {
     }
 
     /// Whether this manager would vote for another one whose log ends with `last`: it has heard of no
-    /// leader and voted for none for a [`LEASE`], and has no entry that the other lacks.
+    /// leader for a [`LEASE`], voted for none for a [`CANDIDACY`], and has no entry that the other lacks.
     pub(crate) async fn would_vote(&self, last: Option<LogId>) -> bool {
         let Some(seen) = self.look().await else {
             return false;
         };
-        let waits = seen.vote_at.is_some_and(|at| at.elapsed() <= LEASE);
+        let waits = seen.free_at().is_some_and(|at| Instant::now() <= at);
         let own = self.log.last().await;
         !seen.leads && !waits && own.is_ok_and(|own| last >= own)
     }
@@ -154,6 +155,16 @@ struct Seen {
 }
 
 impl Seen {
+    /// From when on this manager votes for another, or stands; `None`: since it started.
+    fn free_at(&self) -> Option<Instant> {
+        let bound = if self.vote.is_committed() {
+            LEASE
+        } else {
+            CANDIDACY
+        };
+        self.vote_at.map(|at| at + bound)
+    }
+
     fn is_voter(&self, id: RaftId) -> bool {
         self.voters.iter().any(|voters| voters.contains(&id))
     }

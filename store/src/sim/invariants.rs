@@ -16,8 +16,8 @@ use crate::{
 
 #[derive(Default)]
 pub(super) struct Invariants {
-    /// Who has led each term.
-    leaders: BTreeMap<u64, BTreeSet<RaftId>>,
+    /// Who led each term.
+    leaders: BTreeMap<u64, RaftId>,
     /// What each version changed, by whoever applied it first.
     commits: BTreeMap<Version, Vec<Change>>,
     /// By whoever was first seen there.
@@ -58,27 +58,18 @@ impl Invariants {
     }
 
     pub(super) fn check(&mut self, up: &[Store]) {
-        let mut by_id: Vec<_> = up.iter().collect();
-        by_id.sort_by_key(|store| store.id());
-        for store in by_id {
-            self.leaders_come_in_order(store);
+        for store in up {
+            self.one_leads_a_term(store);
             self.versions_only_grow(store);
             self.all_apply_the_same(store);
             self.all_are_in_the_same_state(store);
         }
     }
 
-    /// By term, and in a term by name: openraft lets one that has the greater name follow another.
-    fn leaders_come_in_order(&mut self, store: &Store) {
+    fn one_leads_a_term(&mut self, store: &Store) {
         if let Some(term) = store.term_led() {
-            let leaders = self.leaders.entry(term).or_default();
-            let is_next = leaders.last().is_none_or(|last| *last < store.id());
-            assert!(
-                is_next || leaders.contains(&store.id()),
-                "{} leads term {term} after {leaders:?}",
-                store.id()
-            );
-            leaders.insert(store.id());
+            let leader = *self.leaders.entry(term).or_insert(store.id());
+            assert_eq!(leader, store.id(), "two lead term {term}");
         }
     }
 
