@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, UdpSocket},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,6 +31,19 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// The directory and all that is in it.
+fn only_the_owners(path: &Path) -> Result<()> {
+    let wanted = if path.is_dir() { 0o700 } else { 0o600 };
+    let mode = mode(path)?;
+    ensure!(mode == wanted, "{} has mode {mode:o}", path.display());
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            only_the_owners(&entry?.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn mode(path: &Path) -> Result<u32> {
@@ -71,6 +84,12 @@ fn a_locked_manager_wants_the_key_and_traffic_goes_on_meanwhile() -> Result<()> 
         Ok(fs::read_to_string(file)?.contains("SEALED").then_some(()))
     })?;
 
+    let inode = |cluster: &Cluster| -> Result<u64> {
+        let file = cluster.node(1).state_dir().join("manager/data.key");
+        Ok(fs::metadata(file)?.ino())
+    };
+    let sealed = inode(&cluster)?;
+
     cluster.node_mut(1).stop()?;
     cluster.node_mut(1).start()?;
     for args in [
@@ -83,6 +102,8 @@ fn a_locked_manager_wants_the_key_and_traffic_goes_on_meanwhile() -> Result<()> 
     }
     let refused = cluster.node(1).docker(&["service", "ls"]).unwrap_err();
     ensure!(format!("{refused:#}").contains(LOCKED), "{refused:#}");
+    let info = cluster.node(1).cli(&["info"])?;
+    ensure!(info.contains("Swarm: locked"), "{info}");
     let state = cluster
         .node(1)
         .docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
@@ -109,10 +130,25 @@ fn a_locked_manager_wants_the_key_and_traffic_goes_on_meanwhile() -> Result<()> 
     let said = unlock(cluster.node(1), key)?;
     ensure!(said.is_none(), "{said:?}");
     cluster.wait_running("web", 3)?;
+    ensure!(
+        inode(&cluster)? == sealed,
+        "the data key was written anew for no reason"
+    );
 
     // Another key takes its place; and none again.
     let rotated = cluster.node(1).cli(&["unlock-key", "-q", "--rotate"])?;
     ensure!(rotated.trim() != key, "{rotated}");
+    let shown = cluster.node(1).cli(&["unlock-key", "-q"])?;
+    ensure!(shown == rotated, "{shown}");
+    lab::wait_for("the data key sealed anew", || {
+        Ok((inode(&cluster)? != sealed).then_some(()))
+    })?;
+    cluster.node_mut(1).stop()?;
+    cluster.node_mut(1).start()?;
+    let said = unlock(cluster.node(1), key)?.context("the key is the one before")?;
+    ensure!(said.contains("invalid key provided"), "{said}");
+    let said = unlock(cluster.node(1), rotated.trim())?;
+    ensure!(said.is_none(), "{said:?}");
     cluster.node(1).cli(&["update", "--autolock=false"])?;
     lab::wait_for("the plain data key", || {
         let file = cluster.node(1).state_dir().join("manager/data.key");
@@ -180,23 +216,10 @@ fn nobody_but_the_owner_reads_the_state_and_nobody_finds_secrets_in_it() -> Resu
             "{}",
             node.socket().display()
         );
-        let state = node.state_dir();
-        for dir in ["certificates", "agent"] {
-            ensure!(mode(&state.join(dir))? == 0o700, "{}: {dir}", node.name());
-        }
-        for name in [
-            "member.json",
-            "certificates/node.pem",
-            "certificates/root.pem",
-        ] {
-            ensure!(mode(&state.join(name))? == 0o600, "{}: {name}", node.name());
-        }
+        only_the_owners(&node.state_dir())?;
     }
     let manager = cluster.node(1).state_dir();
-    ensure!(mode(&manager.join("manager"))? == 0o700);
-    for path in files(&manager.join("manager"))? {
-        ensure!(mode(&path)? == 0o600, "{}", path.display());
-    }
+    ensure!(!files(&manager.join("manager"))?.is_empty());
     for path in files(&manager)? {
         let bytes = fs::read(&path)?;
         let text = String::from_utf8_lossy(&bytes);

@@ -1,6 +1,6 @@
-//! The root of all certificates is replaced while the cluster runs.
+//! Certificates, their root and tokens are replaced while the cluster runs.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::wait_for;
 use swarmnet_tests::{Cluster, Traffic};
 
@@ -51,5 +51,33 @@ fn the_root_is_replaced_under_traffic_and_tokens_follow_it() -> Result<()> {
     let fresh = manager.cli(&["join-token", "-q", "worker"])?;
     ensure!(fresh != token);
     worker.cli(&["join", "--token", fresh.trim(), addr])?;
+    Ok(())
+}
+
+#[test]
+fn certificates_live_as_long_as_wanted_and_a_token_that_became_known_stops_working() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let (manager, worker) = (cluster.node(1), cluster.node(3));
+    for (expiry, shown) in [("90days", "3 months"), ("48h0m0s", "2 days")] {
+        manager.cli(&["update", "--cert-expiry", expiry])?;
+        let info = manager.cli(&["info"])?;
+        let line = format!("Expiry Duration: {shown}\n");
+        ensure!(info.contains(&line), "{expiry}: {info}");
+    }
+
+    let known = manager.cli(&["join-token", "-q", "worker"])?;
+    let said = manager.cli(&["join-token", "--rotate", "worker"])?;
+    let join = said
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("swarmnet join "))
+        .with_context(|| format!("no command to join with: {said}"))?;
+    ensure!(!join.contains(known.trim()), "{said}");
+    worker.cli(&["leave", "--force"])?;
+    let addr = "192.168.77.1:2377";
+    let refused = worker.cli_error(&["join", "--token", known.trim(), addr])?;
+    ensure!(refused.contains("invalid join token"), "{refused}");
+    let mut words = vec!["join"];
+    words.extend(join.split_whitespace());
+    worker.cli(&words)?;
     Ok(())
 }
