@@ -128,9 +128,12 @@ fn native_xdp_forwards_to_remote_backends_without_the_stack() {
 
 #[test]
 fn generic_xdp_forwards_to_remote_backends_without_the_stack() {
-    let cluster = Cluster::new();
-    // A wire would part what generic XDP leaves in one piece; the veth brings it to B as it is.
-    cluster.b.namespace.offload("vx0", "gro", "off");
+    let mut cluster = Cluster::new();
+    // As the data plane does beside generic XDP. A wire would part what that leaves in one piece; the
+    // veth brings it to B as it is.
+    for host in cluster.hosts() {
+        host.namespace.offload("vx0", "gro", "off");
+    }
     xdp_forwards_without_the_stack(cluster, XdpMode::Skb);
 }
 
