@@ -76,7 +76,6 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|_| panic!("{name} is {text:?}: give a number")))
 }
 
-/// What each of the seeds that fail panics with.
 /// What `of` gives for each seed, on all cores.
 fn on_threads<T: Send>(
     seeds: impl IntoIterator<Item = u64>,
@@ -97,6 +96,7 @@ fn on_threads<T: Send>(
     })
 }
 
+/// What the seed panics with, if it fails.
 fn failure(seed: u64) -> Option<String> {
     let panic = catch_unwind(|| run(seed)).err()?;
     let text = panic.downcast_ref::<String>().cloned();
