@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test, those that need root and the programs included.
 
-use std::{process::Command, time::Duration};
+use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
@@ -12,9 +12,9 @@ use crate::{
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run those that fit under another kernel, in an emulated machine.
+    /// Run those that fit under another kernel, in an emulated machine; repeat it for several at once.
     #[arg(long, value_name = "VERSION")]
-    vm: Option<vm::Version>,
+    vm: Vec<vm::Version>,
     /// With --vm: only the few that show that this kernel takes the programs and traffic flows.
     #[arg(long, requires = "vm")]
     smoke: bool,
@@ -27,8 +27,9 @@ pub struct Args {
 const SILENCE: Duration = Duration::from_secs(600);
 
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(version) = args.vm {
-        return vm::run(version, args.smoke, &args.rest);
+    if !args.vm.is_empty() {
+        let versions: BTreeSet<_> = args.vm.iter().copied().collect();
+        return vm::run(&Vec::from_iter(versions), args.smoke, &args.rest);
     }
     setup::ensure_ready(setup::For::Test)?;
     // The end-to-end tests start the binaries.

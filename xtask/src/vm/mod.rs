@@ -10,19 +10,22 @@ mod kernel;
 mod machine;
 mod suite;
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    thread::{self, ScopedJoinHandle},
+};
 
 use anyhow::{Result, ensure};
 use lab::progress::step;
 
+use self::machine::Machine;
 use crate::{
     build::{Profile, build, root},
-    follow::Total,
     setup,
 };
 
 /// Kernels that Debian packages and that we test: the oldest we support, and a stable one with tcx.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Version {
     #[value(name = "6.1")]
     V6_1,
@@ -44,30 +47,49 @@ impl Version {
     }
 }
 
-/// Boots the kernel and runs the suite, or its smoke tests, in it. Words of `filter` are names of
-/// tests, as for `cargo test`.
+/// Boots the kernels, all at once, and runs the suite, or its smoke tests, in each. Words of
+/// `filter` are names of tests, as for `cargo test`.
 ///
 /// # Errors
 /// What is missing, or which tests failed.
-pub fn run(version: Version, smoke: bool, filter: &[String]) -> Result<()> {
+pub fn run(versions: &[Version], smoke: bool, filter: &[String]) -> Result<()> {
     setup::ensure_ready(setup::For::Machine)?;
-    let kernel = kernel::ensure(version)?;
     let binaries = build(Profile::Dev)?;
     let runs = suite::build(smoke, filter)?;
-    let initramfs = step(
-        &format!("packing the machine of kernel {}", kernel.release),
-        || image::pack(version, &kernel, &binaries, &runs),
-    )?;
-    let mut total = Total::default();
-    let outcome = machine::boot(version, &kernel, &initramfs, &mut total);
-    println!("\nkernel {}: {total}", kernel.release);
-    let failed = outcome?;
-    ensure!(
-        failed.is_empty(),
-        "failed under kernel {}: {}; see above",
-        kernel.release,
-        failed.join(", ")
-    );
-    ensure!(total.ran() > 0, "no test has such a name");
+    let machines = versions
+        .iter()
+        .map(|&version| {
+            let kernel = kernel::ensure(version)?;
+            let initramfs = step(
+                &format!("packing the machine of kernel {}", kernel.release),
+                || image::pack(version, &kernel, &binaries, &runs),
+            )?;
+            let prefix = match versions {
+                [_] => String::new(),
+                _ => format!("{}: ", version.name()),
+            };
+            Ok(Machine::new(version, kernel, initramfs, prefix))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let running: Vec<_> = machines
+            .iter()
+            .map(|machine| scope.spawn(|| machine.run()))
+            .collect();
+        let joined = running.into_iter().map(ScopedJoinHandle::join);
+        joined.map(|it| it.expect("no panic")).collect()
+    });
+    for (machine, (total, _)) in machines.iter().zip(&outcomes) {
+        println!("kernel {}: {total}", machine.release());
+    }
+    let mut wrong = Vec::new();
+    for (total, outcome) in outcomes {
+        match outcome {
+            Err(error) => wrong.push(format!("{error:#}")),
+            Ok(()) if total.ran() == 0 => wrong.push("no test has such a name".to_owned()),
+            Ok(()) => {}
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(())
 }

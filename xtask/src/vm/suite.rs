@@ -90,12 +90,14 @@ pub fn build(smoke: bool, filter: &[String]) -> Result<Vec<Run>> {
         .current_dir(root())
         .args([
             "test",
+            // Of one package alone, crates would have other features, and be built once more.
+            "--workspace",
             "--no-run",
             "--message-format=json-render-diagnostics",
         ])
         .stderr(Stdio::inherit());
     for group in &groups {
-        cargo.args(["-p", group.package, "--test", group.target]);
+        cargo.args(["--test", group.target]);
     }
     let output = cargo.output().context("cannot run cargo")?;
     ensure!(output.status.success(), "the tests do not build; see above");
@@ -103,9 +105,7 @@ pub fn build(smoke: bool, filter: &[String]) -> Result<Vec<Run>> {
     groups
         .into_iter()
         .map(|group| {
-            let binary = messages
-                .lines()
-                .find_map(|line| executable(line, group.target));
+            let binary = messages.lines().find_map(|line| executable(line, group));
             Ok(Run {
                 name: group.target,
                 binary: binary.with_context(|| format!("cargo built no {}", group.target))?,
@@ -115,10 +115,13 @@ pub fn build(smoke: bool, filter: &[String]) -> Result<Vec<Run>> {
         .collect()
 }
 
-/// The path in cargo's message about an artifact, if it is this test's.
-fn executable(line: &str, target: &str) -> Option<PathBuf> {
+/// The path in cargo's message about an artifact, if it is this group's.
+fn executable(line: &str, group: &Group) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(line).ok()?;
-    let is_ours = message["target"]["name"] == target
+    // `path+file:///…/datapath#swarmnet-datapath@0.1.0`
+    let of_package = format!("#{}@", group.package);
+    let is_ours = message["package_id"].as_str()?.contains(&of_package)
+        && message["target"]["name"] == group.target
         && message["target"]["kind"][0] == "test"
         && message["reason"] == "compiler-artifact";
     let path = message["executable"].as_str()?;
