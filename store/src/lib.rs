@@ -45,6 +45,7 @@ mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod object;
+mod question;
 pub mod raft;
 #[cfg(test)]
 mod sim;

@@ -26,6 +26,7 @@ use crate::{
     Commit, Members, ReadError, Standing, State, StoreError, Transaction, WriteError,
     disk::{Disk, DiskError, Slot},
     election::{self, LEASE, VOTE_TIMEOUT, Voter},
+    question::Question,
     raft::{
         Member, Network, NoTransport, Raft, RaftCall, RaftId, RaftReply, RaftTransport, answer,
         log::LogStore,
@@ -94,6 +95,7 @@ struct Inner {
     log: LogStore,
     publisher: Publisher,
     writer: Arc<Writer>,
+    leads: Question,
     standing: Arc<watch::Sender<Standing>>,
     contacts: Arc<Contacts>,
     tasks: TaskTracker,
@@ -163,6 +165,7 @@ impl Store {
             log,
             publisher,
             writer: Arc::new(writer),
+            leads: Question::default(),
             standing: Arc::default(),
             contacts,
             tasks: TaskTracker::new(),
@@ -239,7 +242,8 @@ impl Store {
     /// When this manager does not lead, or a quorum does not answer in time.
     pub async fn read(&self) -> Result<Arc<State>, ReadError> {
         let confirmed = async {
-            self.0.standing.borrow().leads() && self.0.raft.ensure_linearizable().await.is_ok()
+            let leads = async { self.0.raft.ensure_linearizable().await.is_ok() };
+            self.0.standing.borrow().leads() && self.0.leads.ask(leads).await
         };
         let confirmed = tokio::time::timeout(QUORUM_LOST_AFTER, confirmed).await;
         if confirmed.unwrap_or(false) {
