@@ -35,10 +35,13 @@ pub fn run(args: &Args) -> Result<()> {
     // The end-to-end tests start the binaries.
     build_another_layout()?;
     build(Profile::Dev)?;
-    // Built beforehand, so that silence later is a test's and not the compiler's.
+    // Built beforehand, so that silence later is a test's and not the compiler's. What follows `--` is
+    // for the tests themselves.
+    let what = args.rest.iter().take_while(|word| *word != "--");
     let built = Command::new("cargo")
         .current_dir(root())
         .args(["test", "--workspace", "--no-run"])
+        .args(what)
         .status()
         .context("cannot run cargo")?;
     ensure!(built.success(), "the tests do not build; see above");
