@@ -35,9 +35,9 @@ pub trait LocalNode: Send + Sync + 'static {
     /// Goes on as a manager that was locked. Called only when it is.
     async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError>;
 
-    /// Leaves the cluster and forgets it. Whether a manager may is settled before, unless
-    /// `force`.
-    async fn leave(&self, force: bool) -> Result<(), ApiError>;
+    /// Leaves the cluster and forgets it; whether a manager may is settled before. Says what the
+    /// other managers could not be told.
+    async fn leave(&self) -> Result<Option<String>, ApiError>;
 
     /// A tar archive of what this node's manager is made of, at its beginning, for a directory from
     /// which `force_new_cluster` goes on. Called only on a manager.

@@ -76,7 +76,7 @@ impl Membership for MembershipService {
         enrolled.map_err(to_status)?;
         // `members` does the rest.
         let votes = || office.store.members().voters.contains_key(&request.raft);
-        settled(&office, |_| votes()).await?;
+        settled(&office, |_| Ok(votes())).await?;
         info!(node.id = %node, raft.id = %request.raft, "node became a manager");
         Ok(Response::new(EnrolResponse {}))
     }
@@ -87,16 +87,15 @@ impl Membership for MembershipService {
     ) -> Result<Response<LeaveResponse>, Status> {
         let office = self.offices.get()?;
         let node = caller(&request)?.node;
-        let force = request.get_ref().force;
         let reachable = |id| office.store.is_reachable(id);
-        let resigned = office
-            .store
-            .write(|tx| resign(tx, node, force, reachable))
-            .await;
+        let resigned = office.store.write(|tx| resign(tx, node, reachable)).await;
         resigned.map_err(to_status)?;
-        let is_retired = |state: &State| {
-            let stored = state.node(node);
-            stored.is_none_or(|stored| stored.manager.is_none())
+        let is_retired = |state: &State| match state.node(node) {
+            Some(stored) if stored.manager.is_some() => {
+                check_demotion(state, stored, reachable).map_err(refused)?;
+                Ok(false)
+            }
+            _ => Ok(true),
         };
         settled(&office, is_retired).await?;
         let left = office.store.write(|tx| leave(tx, node)).await;
@@ -118,16 +117,20 @@ impl Membership for MembershipService {
     }
 }
 
-/// Waits for what a loop of the office is to bring about.
-async fn settled(office: &Office, is_so: impl Fn(&State) -> bool) -> Result<(), Status> {
+/// Waits for what a loop of the office is to bring about, until `is_so` says that it will not.
+async fn settled(
+    office: &Office,
+    is_so: impl Fn(&State) -> Result<bool, Status>,
+) -> Result<(), Status> {
     let waited = async {
         let mut look = tokio::time::interval(LOOK);
-        while !is_so(&office.store.state()) {
+        while !is_so(&office.store.state())? {
             look.tick().await;
         }
+        Ok(())
     };
     tokio::select! {
-        () = waited => Ok(()),
+        outcome = waited => outcome,
         () = office.cancel.cancelled() => Err(not_leader(None)),
         () = tokio::time::sleep(CHANGE_WAIT) => Err(Status::unavailable(format!(
             "the managers have not agreed on it within {CHANGE_WAIT:?}; try again"
@@ -226,28 +229,18 @@ fn unrevoke(tx: &mut Transaction, id: NodeId) -> Result<(), Status> {
     Ok(())
 }
 
-/// Makes the node a worker, if it is none.
+/// Makes the node a worker, if it is none. Refused when the others would have no quorum: a manager
+/// that goes all the same is one that they miss, so that they can wait for those that come back.
 fn resign(
     tx: &mut Transaction,
     id: NodeId,
-    force: bool,
     is_reachable: impl Fn(RaftId) -> bool,
 ) -> Result<(), Status> {
     let stored = tx.state().node(id).ok_or_else(|| not_a_member(id))?;
     if stored.spec.role == NodeRole::Worker {
         return Ok(());
     }
-    let managers = tx.state().nodes().filter(|node| node.manager.is_some());
-    if managers.count() <= 1 && stored.manager.is_some() {
-        return Err(Status::failed_precondition(format!(
-            "node {} is the last manager: the swarm ends with it; use `--force` to leave all the \
-             same",
-            stored.id
-        )));
-    }
-    if !force {
-        check_demotion(tx.state(), stored, is_reachable).map_err(refused)?;
-    }
+    check_demotion(tx.state(), stored, is_reachable).map_err(refused)?;
     let mut node = Node::clone(stored);
     node.spec.role = NodeRole::Worker;
     tx.put(node).expect("it was read in this transaction");

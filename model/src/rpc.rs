@@ -112,13 +112,9 @@ pub struct EnrolRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolResponse {}
 
-/// The node that calls leaves.
+/// The node that calls leaves. Refused to a manager without which the others have no quorum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeaveRequest {
-    /// Of a manager: also when the others have no quorum without it.
-    #[serde(default)]
-    pub force: bool,
-}
+pub struct LeaveRequest {}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaveResponse {}

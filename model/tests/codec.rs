@@ -97,7 +97,7 @@ proptest! {
         survives(&RootResponse { certificate_pem: text() }, &damage, &junk);
         survives(&RenewRequest { request_pem: text() }, &damage, &junk);
         survives(&certified(), &damage, &junk);
-        survives(&LeaveRequest { force: true }, &damage, &junk);
+        survives(&LeaveRequest {}, &damage, &junk);
         survives(&LeaveResponse {}, &damage, &junk);
         let join = JoinRequest {
             token: text(),

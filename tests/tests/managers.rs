@@ -207,6 +207,55 @@ fn managers_are_demoted_leave_and_are_refused_when_the_quorum_would_break() -> R
     Ok(())
 }
 
+/// A manager that the others need says so when it is to leave, to both clients, and goes by force all
+/// the same. They miss it like one that was lost, and go on when they are enough again.
+#[test]
+fn manager_leaves_by_force_though_the_quorum_goes_with_it() -> Result<()> {
+    let mut cluster = Cluster::of_managers()?;
+    let whole = cluster.node(2).cli_error(&["leave"])?;
+    ensure!(
+        whole.contains("participating as a manager") && !whole.contains("Without a Raft quorum"),
+        "{whole}"
+    );
+    cluster.node_mut(3).kill()?;
+    let leaver = cluster.node(2);
+    let warning = "participating as a manager. Removing this node leaves 1 managers out of 3. \
+                   Without a Raft quorum your swarm will be inaccessible. The only way";
+    wait_for("the loss to be foretold", || {
+        let refused = leaver.cli_error(&["leave"])?;
+        Ok(refused.contains(warning).then_some(()))
+    })?;
+    let refused = leaver.docker(&["swarm", "leave"]).unwrap_err();
+    let refused = format!("{refused:#}");
+    ensure!(refused.contains(warning), "{refused}");
+
+    let output = leaver.command(&["leave", "--force"])?.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    ensure!(
+        said.contains("loss of quorum") && said.contains("swarmnet node demote"),
+        "{said}"
+    );
+    let info = ["info", "--format", "{{.Swarm.LocalNodeState}}"];
+    ensure!(leaver.docker(&info)?.trim() == "inactive");
+    wait_for("a change to be refused", || {
+        let refused = cluster.node(1).cli_error(&["network", "create", "lost"]);
+        Ok(refused
+            .ok()
+            .filter(|text| text.contains("no quorum"))
+            .map(drop))
+    })?;
+    let leaver = leaver.name().to_owned();
+    cluster.node_mut(3).start()?;
+    for way_out in [["node", "demote", &leaver], ["node", "rm", &leaver]] {
+        wait_for("the others to go on without it", || {
+            let done = cluster.node(1).cli(&way_out);
+            Ok(done.ok().map(drop))
+        })?;
+    }
+    Ok(())
+}
+
 /// The machine of one manager is lost while the others have a quorum: it is taken out, and a fresh one
 /// joins in its place, by the recipe.
 #[test]

@@ -88,12 +88,7 @@ async fn answer(manager: &Manager, request: Request, next: Next) -> Response {
 /// The managers that are missing, when no leader tells in time.
 pub(super) async fn catch_up(manager: &Manager) -> Result<(), Vec<Member>> {
     let store = manager.store();
-    let request = ApiRequest {
-        method: Method::GET.to_string(),
-        uri: "/swarmnet/inspect/nodes".to_owned(),
-        content_type: None,
-        body: Bytes::new(),
-    };
+    let request = get("/swarmnet/inspect/nodes");
     let newest = match manager.forward(&request).await {
         Forwarded::Here => return store.read().await.map(drop).map_err(|err| err.missing),
         Forwarded::Answered(answer) => newest_version(&answer.body),
@@ -106,6 +101,16 @@ pub(super) async fn catch_up(manager: &Manager) -> Result<(), Vec<Member>> {
     match tokio::time::timeout(CATCH_UP, has_it).await {
         Ok(Ok(_)) => Ok(()),
         _ => Err(store.unreachable()),
+    }
+}
+
+/// A question for the leader.
+pub(super) fn get(uri: &str) -> ApiRequest {
+    ApiRequest {
+        method: Method::GET.to_string(),
+        uri: uri.to_owned(),
+        content_type: None,
+        body: Bytes::new(),
     }
 }
 

@@ -4,6 +4,7 @@ mod distribution;
 mod engine;
 mod events;
 mod leader;
+mod leave;
 mod networks;
 mod nodes;
 mod services;
@@ -72,7 +73,7 @@ fn swarm() -> Router<Ctx> {
     Router::new()
         .route("/swarm/init", post(swarm::init))
         .route("/swarm/join", post(swarm::join))
-        .route("/swarm/leave", post(swarm::leave))
+        .route("/swarm/leave", post(leave::leave))
         .route("/swarm/unlock", post(swarm::unlock))
 }
 

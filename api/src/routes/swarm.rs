@@ -59,48 +59,6 @@ fn not_a_member(node: &Ctx) -> Result<(), ApiError> {
     }
 }
 
-pub(super) async fn leave(State(node): State<Ctx>, params: Params) -> Result<(), ApiError> {
-    let force = params.flag("force");
-    match node.status().state {
-        MemberState::Inactive => {
-            return Err(ApiError::unavailable("This node is not part of a swarm"));
-        }
-        MemberState::Manager | MemberState::Restored if !force => {
-            return Err(manager_must_force(&node));
-        }
-        MemberState::Locked if !force => {
-            return Err(ApiError::unavailable(
-                "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore \
-                 this message.",
-            ));
-        }
-        MemberState::Manager
-        | MemberState::Restored
-        | MemberState::Locked
-        | MemberState::Pending
-        | MemberState::Worker => {}
-    }
-    node.leave(force).await
-}
-
-/// What a manager that wants to leave is told.
-fn manager_must_force(node: &Ctx) -> ApiError {
-    let managers = state(node).map_or(0, |state| {
-        state.nodes().filter(|node| node.manager.is_some()).count()
-    });
-    let consequence = if managers <= 1 {
-        "Removing the last manager erases all current state of the swarm. Use `--force` to ignore \
-         this message. "
-    } else {
-        "The only way to restore a swarm that has lost consensus is to reinitialize it with \
-         `--force-new-cluster`. Use `--force` to suppress this message."
-    };
-    ApiError::unavailable(format!(
-        "You are attempting to leave the swarm on a node that is participating as a manager. \
-         {consequence}"
-    ))
-}
-
 pub(super) async fn update(
     State(node): State<Ctx>,
     params: Params,

@@ -21,8 +21,11 @@ use model::{
 use tokio::time::Instant;
 use tonic::{Code, Response, Status, transport::Channel};
 
-/// A manager that leaves is waited for by the others, and so are its tasks' flows.
+/// For a manager to take a node in.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the managers to let a node go: the group goes on without its manager, and then all nodes hear
+/// of it, for which they have five seconds.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For managers to have a leader.
 const ELECTION_WAIT: Duration = Duration::from_secs(5);
 /// Between attempts.
@@ -108,23 +111,26 @@ fn check_clock(
 /// Tells the managers that this node is gone.
 ///
 /// # Errors
-/// In words, when none could be told.
+/// In words, when none took it, after [`LEAVE_TIMEOUT`] at most.
 pub async fn leave(managers: &[SocketAddrV4], tls: &NodeTls) -> Result<(), String> {
     let connector = Connector::member(tls);
-    // Whether a manager may leave was settled by the API.
-    let request = LeaveRequest { force: true };
     let mut failure = "no manager is known".to_owned();
-    for addr in managers {
-        let told = at_leader(&connector, *addr, |mut client: Client| async move {
-            client.leave(request).await
-        });
-        match told.await {
-            Ok(_) => return Ok(()),
-            Err(Refusal::Unreachable(err)) => failure = err,
-            Err(Refusal::Refused(status)) => failure = because(&status),
+    let telling = async {
+        for addr in managers {
+            let told = at_leader(&connector, *addr, |mut client: Client| async move {
+                client.leave(LeaveRequest {}).await
+            });
+            match told.await {
+                Ok(_) => return Ok(()),
+                Err(Refusal::Unreachable(err)) => failure = err,
+                // So would the others.
+                Err(Refusal::Refused(status)) => return Err(because(&status)),
+            }
         }
-    }
-    Err(failure)
+        Err(failure)
+    };
+    let told = tokio::time::timeout(LEAVE_TIMEOUT, telling).await;
+    told.unwrap_or_else(|_| Err(format!("they do not answer within {LEAVE_TIMEOUT:?}")))
 }
 
 fn because(status: &Status) -> String {

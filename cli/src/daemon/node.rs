@@ -456,7 +456,8 @@ impl Node {
                 wait_for_part(manager).await
             }
             Err(err) => {
-                self.tell_managers(&member).await;
+                // The error is what keeps the node out; the log has the rest.
+                let _ = self.tell_managers(&member).await;
                 Err(self.undo_files(err))
             }
         }
@@ -603,17 +604,18 @@ impl Node {
         archived.map_err(|err| ApiError::internal(format!("{err:#}")))
     }
 
-    async fn leave(&self) -> Result<(), ApiError> {
+    async fn leave(&self) -> Result<Option<String>, ApiError> {
         let mut agent = self.agent.write().await;
         let (member, locked) = {
             let seen = self.seen();
             (seen.member.clone(), seen.locked.clone())
         };
+        let mut untold = None;
         let node = match (member, locked) {
             (Some(member), _) => {
                 if self.has_other_managers(&member.member) {
                     // Before the tasks stop, so that the others stop sending to them first.
-                    self.tell_managers(&member).await;
+                    untold = self.tell_managers(&member).await.err();
                 }
                 member.member.credentials.node
             }
@@ -639,7 +641,8 @@ impl Node {
         info!(node.id = %node, "left the cluster");
         left.context("this node left the swarm, but not everything of it could be removed")
             .and(forgotten)
-            .map_err(|err| ApiError::internal(format!("{err:#}")))
+            .map_err(|err| ApiError::internal(format!("{err:#}")))?;
+        Ok(untold)
     }
 
     /// Whether somebody is left to be told when the node leaves.
@@ -653,13 +656,34 @@ impl Node {
             .any(|node| node.manager.is_some() && node.id != member.credentials.node)
     }
 
-    /// A manager that cannot be told finds out by the missing heartbeats.
-    async fn tell_managers(&self, membership: &Membership) {
-        let managers = self.managers(&membership.member.credentials);
-        if let Err(err) = join::leave(&managers, &membership.tls).await {
-            warn!("cannot tell the managers that this node leaves: {err}");
-        }
+    /// Managers that cannot be told, or need this one for a quorum, find out by the missing
+    /// heartbeats.
+    ///
+    /// # Errors
+    /// What is left to be done on them.
+    async fn tell_managers(&self, membership: &Membership) -> Result<(), String> {
+        let Membership { member, tls } = membership;
+        let managers = self.managers(&member.credentials);
+        let told = join::leave(&managers, tls).await;
+        told.map_err(|err| {
+            let untold = still_counted(member, &err);
+            warn!("{untold}");
+            untold
+        })
     }
+}
+
+/// What the managers do not know of a node that went without their leave, and the way to tell them.
+fn still_counted(member: &Member, why: &str) -> String {
+    let node = member.credentials.node;
+    let demote = match member.manager {
+        Some(_) => format!("`swarmnet node demote {node}`, then "),
+        None => String::new(),
+    };
+    format!(
+        "the managers still count this node ({why}); on one of them, when they have a quorum, run \
+         {demote}`swarmnet node rm {node}` once it is down"
+    )
 }
 
 fn no_key(err: CaError) -> ApiError {
@@ -875,8 +899,7 @@ impl LocalNode for Node {
         Node::backup(self).await
     }
 
-    async fn leave(&self, _force: bool) -> Result<(), ApiError> {
-        // Whether a manager may was settled by the API.
+    async fn leave(&self) -> Result<Option<String>, ApiError> {
         Node::leave(self).await
     }
 
@@ -996,15 +1019,37 @@ mod tests {
     }
 
     #[test]
-    fn status_follows_the_membership() {
-        assert_eq!(status(None, Vec::new()), LocalStatus::default());
-        let credentials = NodeCredentials {
+    fn managers_that_were_not_told_can_be_told_later() {
+        let credentials = credentials();
+        let node = credentials.node;
+        let membership = first_member(credentials, "0.0.0.0:2377".parse().unwrap(), None);
+        let mut member = membership.member;
+        let manager = still_counted(&member, "no answer");
+        let demote = format!("run `swarmnet node demote {node}`, then `swarmnet node rm {node}`");
+        assert!(
+            manager.contains("(no answer)") && manager.contains(&demote),
+            "{manager}"
+        );
+        member.manager = None;
+        let worker = still_counted(&member, "no answer");
+        let remove = format!("run `swarmnet node rm {node}`");
+        assert!(worker.contains(&remove), "{worker}");
+    }
+
+    fn credentials() -> NodeCredentials {
+        NodeCredentials {
             node: NodeId::generate(),
             cluster: model::ClusterId::generate(),
             addr: [192, 0, 2, 1].into(),
             vtep: [192, 0, 2, 1].into(),
             tls: NodeTls::new(super::super::certificates::tests::certificate()).unwrap(),
-        };
+        }
+    }
+
+    #[test]
+    fn status_follows_the_membership() {
+        assert_eq!(status(None, Vec::new()), LocalStatus::default());
+        let credentials = credentials();
         let node = credentials.node;
         let mut member = first_member(credentials, "0.0.0.0:2377".parse().unwrap(), Some(9));
         assert_eq!(

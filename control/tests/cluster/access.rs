@@ -116,7 +116,7 @@ impl Callers {
         let removed = cluster.join().await;
         let addr = cluster.manager.local_addr();
         let mut client = MembershipClient::new(left.dial(addr).await);
-        client.leave(LeaveRequest { force: false }).await.unwrap();
+        client.leave(LeaveRequest {}).await.unwrap();
         cluster
             .write(|tx| tx.remove(store::Key::Node(removed.id)))
             .await;

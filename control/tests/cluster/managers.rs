@@ -140,17 +140,34 @@ async fn managers_are_promoted_demoted_and_leave() {
     let (leaver, third) = cluster.join_manager().await;
     let addr = first.local_addr();
     let mut client = MembershipClient::new(leaver.dial(addr).await);
-    in_time("it leaves", client.leave(LeaveRequest { force: false }))
+    in_time("it leaves", client.leave(LeaveRequest {}))
         .await
         .unwrap();
     assert_eq!(first.store().members().voters.len(), 1);
     third.shutdown().await;
     let mut client = MembershipClient::new(cluster.first.dial(addr).await);
-    let last = client
-        .leave(LeaveRequest { force: true })
-        .await
-        .unwrap_err();
+    let last = client.leave(LeaveRequest {}).await.unwrap_err();
     assert!(last.message().contains("last manager"), "{last}");
+}
+
+/// Whom the others need for a quorum is not let go: it stays a manager, which they miss when it goes
+/// all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn manager_that_the_others_need_is_not_let_go() {
+    let mut cluster = Cluster::new().await;
+    let (_, second) = cluster.join_manager().await;
+    let (leaver, third) = cluster.join_manager().await;
+    let lost = second.store().id();
+    second.shutdown().await;
+    let first = cluster.manager.clone();
+    until("one is missed", || !first.store().is_reachable(lost)).await;
+    let mut client = MembershipClient::new(leaver.dial(first.local_addr()).await);
+    let refused = client.leave(LeaveRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("loss of quorum"), "{refused}");
+    let stored = cluster.state().node(leaver.id).cloned().unwrap();
+    assert_eq!(stored.spec.role, NodeRole::Manager);
+    third.shutdown().await;
 }
 
 async fn enrol(cluster: &Cluster, node: &Credentials) -> Result<(), tonic::Status> {

@@ -458,16 +458,12 @@ async fn a_node_that_left_is_down_and_cannot_come_back() {
     let addr = cluster.manager.local_addr();
     let mut manager = MembershipClient::new(cluster.first.dial(addr).await);
     assert_eq!(
-        manager
-            .leave(LeaveRequest { force: false })
-            .await
-            .unwrap_err()
-            .code(),
+        manager.leave(LeaveRequest {}).await.unwrap_err().code(),
         Code::FailedPrecondition
     );
 
     let mut client = MembershipClient::new(node.dial(addr).await);
-    client.leave(LeaveRequest { force: false }).await.unwrap();
+    client.leave(LeaveRequest {}).await.unwrap();
     assert_eq!(agent.end().await.code(), Code::Aborted);
     let state = cluster.state().node(node.id).unwrap().status.state;
     assert_eq!(state, NodeState::Down);

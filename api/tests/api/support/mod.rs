@@ -117,12 +117,12 @@ impl LocalNode for TestNode {
         Err(ApiError::invalid(swarmnet_api::WRONG_KEY))
     }
 
-    async fn leave(&self, _force: bool) -> Result<(), ApiError> {
+    async fn leave(&self) -> Result<Option<String>, ApiError> {
         let member = self.member.lock().unwrap().take();
         if let Some(member) = member {
             member.manager.shutdown().await;
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn backup(&self) -> Result<File, ApiError> {
