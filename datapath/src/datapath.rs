@@ -10,7 +10,7 @@ use std::{
 };
 
 use dataplane_abi::{SERVICE_AFFINITY, SERVICE_NEAR, ServiceValue};
-use model::feed::NodeView;
+use model::{NodeId, feed::NodeView};
 use tracing::{debug, info};
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     extent::Moment,
     inherit::Heritage,
     load::{self, Programs},
-    local::LocalState,
+    local::{Doubt, LocalState},
     look::{Look, Pinned, Sight},
     maps::Maps,
     plan::{Full, Op, Planner},
@@ -249,6 +249,16 @@ impl Datapath {
             self.links.detach(hook, ifindex)?;
         }
         Ok(())
+    }
+
+    /// What the agent before doubted, as the programs do until the first [`Self::sync`] says otherwise.
+    pub fn doubts(&self, view: &NodeView) -> Result<BTreeMap<NodeId, Doubt>, DatapathError> {
+        let flagged = self.maps.flagged_peers()?.into_iter();
+        let doubt = |(addr, flags)| {
+            let peer = view.peers.values().find(|peer| peer.vtep == addr)?;
+            Some((peer.node, Doubt::of(flags)?))
+        };
+        Ok(flagged.filter_map(doubt).collect())
     }
 
     /// Makes the kernel's maps hold what `view` and `local` say, in the time of what is new in them. The

@@ -15,8 +15,8 @@ use std::{
 use dataplane_abi::{
     BACKEND_ACTIVE, BACKEND_DRAINING, BACKENDS_PER_SERVICE_MAX, BackendValue, Be16, Be32,
     EndpointValue, LocalEndpoint, NETNS_NODE, NETNS_TASK, NETNS_VNIS_MAX, NetnsValue, NodeConfig,
-    PEER_RETURNING, PEER_SUSPECTED, PeerValue, SERVICE_AFFINITY, SERVICE_DIRECT_RETURN,
-    SERVICE_OF_NODE, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue,
+    PeerValue, SERVICE_AFFINITY, SERVICE_DIRECT_RETURN, SERVICE_OF_NODE, TargetValue, VETH_GATEWAY,
+    VETH_OVERLAY, VethValue,
     net::{mesh_mac, task_mac, tunnel_mtu},
 };
 use model::{
@@ -253,13 +253,9 @@ fn peers(view: &NodeView, local: &LocalState) -> BTreeMap<Ipv4Addr, PeerValue> {
     let others = view.peers.values().filter(|peer| peer.node != local.node);
     others
         .map(|peer| {
-            let flags = match local.doubts.get(&peer.node) {
-                Some(Doubt::Suspected) => PEER_SUSPECTED,
-                Some(Doubt::Returning) => PEER_RETURNING,
-                None => 0,
-            };
+            let doubt = local.doubts.get(&peer.node);
             let value = PeerValue {
-                flags,
+                flags: doubt.map_or(0, |doubt| doubt.flags()),
                 ..PeerValue::default()
             };
             (peer.vtep, value)

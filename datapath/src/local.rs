@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use dataplane_abi::{PEER_RETURNING, PEER_SUSPECTED};
 use model::{EndpointId, NetworkId, NodeId, TaskId};
 
 /// Prefix length of the network that the tasks' gateway sides share.
@@ -39,6 +40,22 @@ pub enum Doubt {
     Suspected,
     /// It answers again: it gets new flows, while those that went elsewhere go on there.
     Returning,
+}
+
+impl Doubt {
+    /// As `PeerValue::flags`.
+    pub(crate) fn flags(self) -> u32 {
+        match self {
+            Self::Suspected => PEER_SUSPECTED,
+            Self::Returning => PEER_RETURNING,
+        }
+    }
+
+    /// What an entry of PEERS with these flags says.
+    pub(crate) fn of(flags: u32) -> Option<Self> {
+        let all = [Self::Suspected, Self::Returning];
+        all.into_iter().find(|doubt| flags & doubt.flags() != 0)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

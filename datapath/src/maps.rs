@@ -297,6 +297,13 @@ impl Maps {
         Ok(())
     }
 
+    /// Tunnel addresses of other nodes that are flagged, with their flags.
+    pub fn flagged_peers(&self) -> Result<Vec<(Ipv4Addr, u32)>> {
+        let peers = self.peers.read()?.into_iter();
+        let peers = peers.map(|(addr, value)| (addr.into(), value.flags));
+        Ok(peers.filter(|(_, flags)| *flags != 0).collect())
+    }
+
     /// Carries out one operation. Returns how many flows it removed.
     pub fn apply(&mut self, op: &Op) -> Result<usize> {
         match op {

@@ -2,7 +2,7 @@
 
 mod node;
 
-use std::{net::Ipv4Addr, time::Instant};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 
 use aya::maps::Array;
 use dataplane_abi::{
@@ -21,7 +21,7 @@ use model::{
 use node::{
     OTHER, Pins, SELF, SERVICE, VNI, endpoint, endpoint_addr, in_namespace, local, view, vtep,
 };
-use swarmnet_datapath::{Datapath, DatapathError, HostPort, LocalState};
+use swarmnet_datapath::{Datapath, DatapathError, Doubt, HostPort, LocalState};
 
 /// Of TCP 8080, in `PORTS`.
 const PORT: u32 = 8080;
@@ -83,6 +83,25 @@ fn second_sync_and_restarted_agent_change_nothing() {
         assert!(datapath.sync(&view, &local(&[1])).unwrap().is_unchanged());
         assert!(is_in_step(&mut datapath, &view, &local(&[1])));
         assert_eq!(datapath.inspect_services(&view).unwrap(), before);
+    });
+}
+
+/// Flags of nodes outlive the agent that set them, and tell the next one.
+#[test]
+fn what_an_agent_doubted_is_known_to_the_next_one() {
+    in_namespace(|pins| {
+        let view = view();
+        for doubt in [Doubt::Suspected, Doubt::Returning] {
+            let mut doubting = local(&[]);
+            doubting.doubts.insert(OTHER, doubt);
+            pins.open().sync(&view, &doubting).unwrap();
+            let mut datapath = pins.open();
+            assert_eq!(datapath.doubts(&view).unwrap(), doubting.doubts);
+            let report = datapath.sync(&view, &doubting).unwrap();
+            assert!(report.is_unchanged(), "{report:?}");
+        }
+        pins.open().sync(&view, &local(&[])).unwrap();
+        assert_eq!(pins.open().doubts(&view).unwrap(), BTreeMap::new());
     });
 }
 

@@ -184,26 +184,13 @@ fn connections_go_on_when_a_node_is_suspected_wrongly() -> Result<()> {
             open.push(begin_at(&cluster, &tasks, entry, |at| at == node)?);
         }
     }
-    let rule = |action| {
-        let rule = ["INPUT", "-p", "udp", "--dport", "7946", "-j", "DROP"];
-        let args = [&[action][..], &rule].concat();
-        cluster.node(3).host().run("iptables", &args)
-    };
-    rule("-A")?;
+    deafen_node_3(&cluster, true)?;
     wait_for_doubt(&cluster, 3, Some("suspected"))?;
     say_all(&mut open, "suspected")?;
     for entry in [1, 2] {
         // Each node finds out by itself.
         wait_for("new connections to go elsewhere", || {
-            for _ in 0..40 {
-                let to = (cluster.node(entry).addr(), 8080);
-                let answer = ask_tcp(cluster.client(), to)?;
-                let task = tasks.iter().find(|task| task.hostname == answer.task);
-                if task.context("a task of the service")?.node == 3 {
-                    return Ok(None);
-                }
-            }
-            Ok(Some(()))
+            Ok(all_avoid_node_3(&cluster, &tasks, entry)?.then_some(()))
         })?;
     }
     for _ in 0..10 {
@@ -212,7 +199,7 @@ fn connections_go_on_when_a_node_is_suspected_wrongly() -> Result<()> {
         }
     }
     say_all(&mut open, "opened meanwhile")?;
-    rule("-D")?;
+    deafen_node_3(&cluster, false)?;
     wait_for_doubt(&cluster, 3, Some("returning"))?;
     say_all(&mut open, "returning")?;
     begin_at(&cluster, &tasks, 1, |at| at == 3)?;
@@ -222,6 +209,60 @@ fn connections_go_on_when_a_node_is_suspected_wrongly() -> Result<()> {
         begin_at(&cluster, &tasks, entry, |at| at == 3)?;
     }
     say_all(&mut open, "all the time")
+}
+
+/// Whether so many new connections by node `entry` all led to tasks elsewhere than on node 3.
+fn all_avoid_node_3(cluster: &Cluster, tasks: &[Task], entry: usize) -> Result<bool> {
+    for _ in 0..40 {
+        let to = (cluster.node(entry).addr(), 8080);
+        let answer = ask_tcp(cluster.client(), to)?;
+        let task = tasks.iter().find(|task| task.hostname == answer.task);
+        if task.context("a task of the service")?.node == 3 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Node 3 hears no probe and no answer any more, or all of them.
+fn deafen_node_3(cluster: &Cluster, is_deaf: bool) -> Result<()> {
+    let action = if is_deaf { "-A" } else { "-D" };
+    let rule = ["INPUT", "-p", "udp", "--dport", "7946", "-j", "DROP"];
+    let args = [&[action][..], &rule].concat();
+    cluster.node(3).host().run("iptables", &args)?;
+    Ok(())
+}
+
+/// The next agent of the entry node knows nobody by itself: it goes on with what the one before found
+/// out, as long as the node is silent, and until it has been back for long enough.
+#[test]
+fn doubts_outlive_the_agent_that_had_them() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let tasks = cluster.serve("web", 6, &["--publish", "8080:80"])?;
+    cluster.settle()?;
+    deafen_node_3(&cluster, true)?;
+    wait_for("new connections to go elsewhere", || {
+        Ok(all_avoid_node_3(&cluster, &tasks, 2)?.then_some(()))
+    })?;
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        open.push(begin_at(&cluster, &tasks, 2, |at| at != 3)?);
+    }
+    for _ in 0..2 {
+        let entry = cluster.node_mut(2);
+        entry.kill()?;
+        entry.start()?;
+        wait_for("the next agent to serve", || {
+            Ok(cluster.node(2).cli_json(&["inspect", "drops"]).ok())
+        })?;
+        assert!(all_avoid_node_3(&cluster, &tasks, 2)?);
+        say_all(&mut open, "there is another agent")?;
+    }
+    deafen_node_3(&cluster, false)?;
+    wait_for("new connections to reach node 3 again", || {
+        Ok((!all_avoid_node_3(&cluster, &tasks, 2)?).then_some(()))
+    })?;
+    say_all(&mut open, "the node is back")
 }
 
 fn say_all(open: &mut [Conversation], line: &str) -> Result<()> {

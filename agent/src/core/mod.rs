@@ -115,7 +115,7 @@ impl Core {
     async fn set_up(
         config: AgentConfig,
         credentials: &Credentials,
-        pulse: PulseView,
+        mut pulse: PulseView,
         applied: watch::Sender<Applied>,
         outbox: mpsc::Sender<AgentMessage>,
         cancel: CancellationToken,
@@ -132,6 +132,8 @@ impl Core {
         let reassembly_ifindex = reassembly.ensure(links.uplink_mac, &mut made).await?;
         let datapath_config = config.datapath();
         let mut datapath = tokio::task::block_in_place(|| Datapath::open(&datapath_config))?;
+        let doubts = datapath.doubts(&view)?;
+        pulse.bequeath(doubts.clone());
         datapath.attach_vxlan(links.vxlan_ifindex)?;
         datapath.attach_uplink(links.uplink_ifindex)?;
         if reassembly_ifindex != 0 {
@@ -176,7 +178,7 @@ impl Core {
             netns_cookie: netns::current_cookie()
                 .context("cannot read the network namespace's cookie")?,
             tasks: BTreeMap::new(),
-            doubts: BTreeMap::new(),
+            doubts,
         };
         let mut core = Self {
             view_file,

@@ -179,6 +179,20 @@ impl Peer {
         }
     }
 
+    fn inherit(&mut self, doubt: Doubt, now: Duration) {
+        if doubt == Doubt::Returning {
+            // It answered the agent before, so that it can be missed.
+            self.heard.get_or_insert(now);
+        }
+        self.state = match self.heard {
+            Some(_) => State::Returning {
+                until: now + RETURN,
+            },
+            None => State::Suspected,
+        };
+        self.next_question = now;
+    }
+
     /// By the word of the managers or its own.
     fn may_be_there(&self) -> bool {
         self.is_up || self.state != State::Suspected
@@ -297,6 +311,19 @@ impl Book {
         peers
             .filter_map(|(node, peer)| Some((*node, doubt(peer)?)))
             .collect()
+    }
+
+    /// Takes over whom the agent before doubted, and this one not by itself. Who has answered this one
+    /// already is back.
+    pub fn inherit(&mut self, doubts: &Doubts) {
+        let now = self.now;
+        for (node, doubt) in doubts {
+            let peer = self.peers.get_mut(node);
+            if let Some(peer) = peer.filter(|peer| peer.state == State::Trusted) {
+                peer.inherit(*doubt, now);
+            }
+        }
+        self.choose_watched();
     }
 
     /// Time goes on. `elapsed` is since the beginning; tokens are to be such as nobody can guess.

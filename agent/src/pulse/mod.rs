@@ -10,6 +10,7 @@ mod ignored;
 
 use std::{
     collections::BTreeMap,
+    future,
     net::{Ipv4Addr, SocketAddrV4},
     sync::Arc,
     time::Duration,
@@ -22,7 +23,7 @@ use model::{
 };
 use tokio::{
     net::UdpSocket,
-    sync::watch,
+    sync::{oneshot, watch},
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -39,10 +40,21 @@ const BIND_RETRY: Duration = Duration::from_secs(5);
 pub(crate) type Doubts = BTreeMap<NodeId, Doubt>;
 
 /// What the rest of the agent has of the task.
-#[derive(Clone)]
 pub(crate) struct PulseView {
+    /// Changes first when the task has taken over what the agent before doubted, or cannot.
     pub(crate) doubts: watch::Receiver<Doubts>,
     pub(crate) ignored: Arc<IgnoredCounts>,
+    bequest: Option<oneshot::Sender<Doubts>>,
+}
+
+impl PulseView {
+    /// Tells the task, once, what the agent before doubted.
+    pub(crate) fn bequeath(&mut self, doubts: Doubts) {
+        if let Some(bequest) = self.bequest.take() {
+            // A task that could not take the port doubts nobody.
+            let _ = bequest.send(doubts);
+        }
+    }
 }
 
 /// The task's state, but for the socket.
@@ -53,6 +65,8 @@ pub(crate) struct Pulse {
     keys: ProbeKeys,
     book: Book,
     doubts: watch::Sender<Doubts>,
+    /// Until it is taken: nothing is told before, as all that is told counts.
+    heirloom: Option<oneshot::Receiver<Doubts>>,
     ignored: Arc<IgnoredCounts>,
     cancel: CancellationToken,
 }
@@ -66,10 +80,12 @@ impl Pulse {
         cancel: CancellationToken,
     ) -> (Self, PulseView) {
         let (sender, doubts) = watch::channel(Doubts::new());
+        let (bequest, heirloom) = oneshot::channel();
         let ignored = Arc::new(IgnoredCounts::default());
         let view = PulseView {
             doubts,
             ignored: Arc::clone(&ignored),
+            bequest: Some(bequest),
         };
         let pulse = Self {
             own,
@@ -78,6 +94,7 @@ impl Pulse {
             keys: ProbeKeys::default(),
             book: Book::new(own),
             doubts: sender,
+            heirloom: Some(heirloom),
             ignored,
             cancel,
         };
@@ -87,7 +104,7 @@ impl Pulse {
     /// Until cancelled.
     pub(crate) async fn run(mut self) {
         let cancel = self.cancel.clone();
-        let Some(socket) = cancel.run_until_cancelled(bind(self.addr)).await else {
+        let Some(socket) = cancel.run_until_cancelled(self.bind()).await else {
             return;
         };
         let begun = Instant::now();
@@ -106,6 +123,7 @@ impl Pulse {
                     Ok(()) => self.follow_view(),
                     Err(_) => break,
                 },
+                doubts = heirloom(&mut self.heirloom) => self.inherit(&doubts),
                 received = socket.recv_from(&mut packet) => {
                     // Errors tell of packets sent before.
                     if let Ok((len, _)) = received {
@@ -117,6 +135,41 @@ impl Pulse {
         for send in self.book.pause(Millis::now()) {
             self.send(&socket, &send);
         }
+    }
+
+    /// The port, once it is free.
+    async fn bind(&mut self) -> UdpSocket {
+        let at = SocketAddrV4::new(self.addr, PORT);
+        let mut is_told = false;
+        loop {
+            match UdpSocket::bind(at).await {
+                Ok(socket) => return socket,
+                Err(err) if !is_told => {
+                    warn!(
+                        "cannot take UDP {at}: {err}; until it is free, other nodes do not notice at \
+                         once when this one dies, nor this one when they do"
+                    );
+                    is_told = true;
+                    // Nobody would ever be heard to be back.
+                    self.inherit(&Doubts::new());
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(BIND_RETRY).await;
+        }
+    }
+
+    fn inherit(&mut self, doubts: &Doubts) {
+        self.heirloom = None;
+        self.book.inherit(doubts);
+        let doubts = self.book.doubts();
+        if !doubts.is_empty() {
+            info!(
+                probe.doubted = doubts.len(),
+                "nodes that the agent before doubted are doubted until they answer"
+            );
+        }
+        self.doubts.send_replace(doubts);
     }
 
     fn follow_view(&mut self) {
@@ -179,6 +232,9 @@ impl Pulse {
     }
 
     fn show(&self) {
+        if self.heirloom.is_some() {
+            return;
+        }
         let doubts = self.book.doubts();
         self.doubts.send_if_modified(|shown| {
             let is_news = *shown != doubts;
@@ -219,22 +275,10 @@ impl Pulse {
     }
 }
 
-/// The port, once it is free.
-async fn bind(addr: Ipv4Addr) -> UdpSocket {
-    let at = SocketAddrV4::new(addr, PORT);
-    let mut is_told = false;
-    loop {
-        match UdpSocket::bind(at).await {
-            Ok(socket) => return socket,
-            Err(err) if !is_told => {
-                warn!(
-                    "cannot take UDP {at}: {err}; until it is free, other nodes do not notice at once \
-                    when this one dies, nor this one when they do"
-                );
-                is_told = true;
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(BIND_RETRY).await;
+/// What the agent before doubted, as soon as it is known; nothing where it cannot be. Cancel-safe.
+async fn heirloom(waits: &mut Option<oneshot::Receiver<Doubts>>) -> Doubts {
+    match waits {
+        Some(waits) => waits.await.unwrap_or_default(),
+        None => future::pending().await,
     }
 }

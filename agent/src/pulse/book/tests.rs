@@ -134,6 +134,15 @@ impl Sim {
         }
     }
 
+    /// Another agent in the place of one.
+    fn restart(&mut self, of: NodeId) {
+        let mut book = Book::new(of);
+        book.now = self.now;
+        book.elapsed = self.now;
+        book.follow(&peers(self.books.len(), &BTreeSet::new()));
+        self.books.insert(of, book);
+    }
+
     fn cut(&mut self, one: NodeId, other: NodeId) {
         self.cuts.insert((one.min(other), one.max(other)));
     }
@@ -209,6 +218,77 @@ fn node_that_returns_gets_new_flows_at_once_and_is_trusted_later() {
         ),
         "{of_first:?}"
     );
+}
+
+/// The next agent of a node knows nobody by itself, and may be told before or after it heard of who is
+/// back.
+#[test]
+fn another_agent_doubts_whom_the_one_before_doubted_until_they_answer() {
+    for heard_before in [false, true] {
+        let mut sim = Sim::acquainted(5, 19);
+        sim.dead.insert(node(3));
+        sim.run(2 * SECOND);
+        let inherited = sim.books[&node(1)].doubts();
+        assert_eq!(inherited, [(node(3), Doubt::Suspected)].into());
+        sim.restart(node(1));
+        if heard_before {
+            sim.dead.remove(&node(3));
+            sim.run(SECOND);
+        }
+        let heir = sim.books.get_mut(&node(1)).unwrap();
+        heir.inherit(&inherited);
+        if !heard_before {
+            sim.run(60 * SECOND);
+            assert_eq!(sim.books[&node(1)].doubts(), inherited, "it is not back");
+            sim.dead.remove(&node(3));
+            sim.run(SECOND);
+        }
+        let returning = BTreeMap::from([(node(3), Doubt::Returning)]);
+        assert_eq!(sim.books[&node(1)].doubts(), returning);
+        sim.run(RETURN - 2 * SECOND);
+        assert_eq!(
+            sim.books[&node(1)].doubts(),
+            returning,
+            "for as long as ever"
+        );
+        sim.run(2 * SECOND);
+        assert_eq!(sim.books[&node(1)].doubts(), BTreeMap::new());
+    }
+}
+
+/// When it came back is not known, so all of the time begins anew; and it has answered once.
+#[test]
+fn another_agent_waits_for_who_was_back_and_misses_them() {
+    let doubts = BTreeMap::from([(node(3), Doubt::Returning)]);
+    let mut sim = Sim::acquainted(5, 20);
+    sim.restart(node(1));
+    sim.books.get_mut(&node(1)).unwrap().inherit(&doubts);
+    sim.run(RETURN - SECOND);
+    assert_eq!(sim.books[&node(1)].doubts(), doubts);
+    sim.run(2 * SECOND);
+    assert_eq!(sim.books[&node(1)].doubts(), BTreeMap::new());
+
+    sim.restart(node(1));
+    sim.dead.insert(node(3));
+    sim.books.get_mut(&node(1)).unwrap().inherit(&doubts);
+    sim.run(GOAL);
+    assert_eq!(
+        sim.books[&node(1)].doubts(),
+        [(node(3), Doubt::Suspected)].into(),
+    );
+}
+
+/// Its own look is newer than what the one before left; and of who is no member there is nothing to
+/// doubt.
+#[test]
+fn what_an_agent_found_by_itself_stays() {
+    let mut sim = Sim::acquainted(5, 21);
+    sim.dead.insert(node(3));
+    sim.run(2 * SECOND);
+    let doubts = sim.books[&node(1)].doubts();
+    let late = [node(3), node(9)].map(|of| (of, Doubt::Returning)).into();
+    sim.books.get_mut(&node(1)).unwrap().inherit(&late);
+    assert_eq!(sim.books[&node(1)].doubts(), doubts);
 }
 
 #[test]
