@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use aya::maps::MapData;
 use datapath::{Datapath, DatapathConfig, UplinkMode};
-use dataplane_abi::{BackendValue, LAYOUT_VERSION, RING_CHUNK_SLOTS, RingChunk, ServiceValue};
+use dataplane_abi::{BackendValue, LAYOUT_VERSION, RingChunk, RingForm, RingSlot, ServiceValue};
 use lab::progress::step;
 use model::{
     ServiceId,
@@ -278,15 +278,10 @@ fn maps(report: &mut Report) -> Result<()> {
 
 /// What one service takes of the maps, by the sizes of what it holds there.
 fn per_service(report: &mut Report) {
-    for (backends, goal) in [(1, 4.0), (160, 40.0)] {
-        add_service(
-            report,
-            backends,
-            ::datapath::maglev::ring_len(backends as usize),
-            goal,
-        );
+    // The last has a ring of the wide form, and the longest.
+    for (backends, goal) in [(1, 4.0), (160, 40.0), (1_000, 256.0 + 40.0)] {
+        add_service(report, backends, goal);
     }
-    add_service(report, 160, dataplane_abi::RING_LEN_MAX, 256.0 + 40.0);
     let flow = Figure::new(MEMORY, "a flow at the entry node, bytes", 0.0);
     report.add(
         flow.goal(Goal::AtMost(0.0))
@@ -294,14 +289,19 @@ fn per_service(report: &mut Report) {
     );
 }
 
-fn add_service(report: &mut Report, backends: u32, ring: u32, goal: f64) {
-    let ring_bytes = if ring > 1 {
-        ring.div_ceil(RING_CHUNK_SLOTS) as usize * size_of::<RingChunk>()
-    } else {
-        0
+fn add_service(report: &mut Report, backends: u32, goal: f64) {
+    let ring = ::datapath::maglev::ring_len(backends as usize);
+    let last = RingSlot {
+        now: (backends - 1) as u16,
+        before: 0,
     };
-    let bytes =
-        size_of::<ServiceValue>() + backends as usize * size_of::<BackendValue>() + ring_bytes;
+    let chunks = match ring {
+        1 => 0,
+        slots => RingForm::of(&[last.to_raw()]).chunks(slots),
+    };
+    let bytes = size_of::<ServiceValue>()
+        + backends as usize * size_of::<BackendValue>()
+        + chunks as usize * size_of::<RingChunk>();
     let name = format!("a service with {backends} backends, ring {ring}, KiB");
     let figure = Figure::new(MEMORY, name, bytes as f64 / 1024.0);
     report.add(

@@ -491,10 +491,10 @@ fn moves_flows(ops: &[Op], present: &Tables) -> bool {
     });
     let ring = |of: &ServiceValue| {
         let choice = of.flags & (SERVICE_AFFINITY | SERVICE_NEAR);
-        let (base, len) = (of.ring_base, of.ring_len);
+        let (place, len) = (of.ring, of.ring_len);
         let keeps_clients = of.affinity_secs != 0;
         (
-            base,
+            place,
             len,
             of.single,
             of.backend_count,

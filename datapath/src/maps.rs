@@ -19,7 +19,7 @@ use aya::{
 use dataplane_abi::{
     BackendValue, Be32, DropCounter, DropReason, EndpointKey, EndpointValue, FLOW_ACKED, FlowKey,
     FlowValue, LocalEndpoint, NetnsValue, NodeConfig, PeerValue, PinKey, PinValue, ProgramId,
-    PublishedKey, RING_CHUNK_SLOTS, RING_LEN_MAX, RingChunk, ServiceValue, Stats, TargetKey,
+    PublishedKey, RING_LEN_MAX, RingChunk, RingPlace, RingSlot, ServiceValue, Stats, TargetKey,
     TargetValue, VethValue, VipFlowKey, VipFlowValue, VipKey, drops::drop_index,
 };
 
@@ -264,14 +264,9 @@ impl Maps {
         let rings = services()
             .filter(|service| (2..=RING_LEN_MAX).contains(&service.ring_len))
             .filter(|service| ring_chunks(service).end <= self.rings.len());
-        let rings: BTreeSet<(u32, u32)> = rings.map(|s| (s.ring_base, ring_slots(s))).collect();
-        let chunks = Window::read(
-            "RINGS",
-            &self.rings,
-            rings
-                .iter()
-                .map(|(base, len)| *base..*base + len.div_ceil(RING_CHUNK_SLOTS)),
-        )?;
+        let rings: BTreeSet<(RingPlace, u32)> = rings.map(|s| (s.ring, ring_slots(s))).collect();
+        let places = rings.iter().map(|(place, len)| place.chunks(*len));
+        let chunks = Window::read("RINGS", &self.rings, places)?;
         let backends = services()
             .map(backend_range)
             .filter(|range| !range.is_empty() && range.end <= self.backends.len());
@@ -284,11 +279,11 @@ impl Maps {
             backends.iter().map(|(base, count)| *base..*base + count),
         )?;
 
-        for (base, len) in rings {
-            let chunks = chunks.get(base..base + len.div_ceil(RING_CHUNK_SLOTS));
-            let slots = chunks.iter().flat_map(|chunk| chunk.slots);
-            let slots: Vec<u32> = slots.take(len as usize).collect();
-            tables.rings.insert((base, len), slots.into());
+        for (place, len) in rings {
+            let chunks = chunks.get(place.chunks(len)).iter();
+            let slots = chunks.flat_map(|chunk| place.slots(chunk));
+            let slots: Vec<u32> = slots.map(RingSlot::to_raw).take(len as usize).collect();
+            tables.rings.insert((place, len), slots.into());
         }
         for (base, count) in backends {
             let values = Arc::from(values.get(base..base + count));
@@ -319,7 +314,7 @@ impl Maps {
                 sys::write_run(self.backends.map().fd().as_fd(), *base, values)
                     .map_err(DatapathError::map_io("BACKENDS", "write to"))?;
             }
-            Op::WriteRing(base, slots) => self.write_ring(*base, slots)?,
+            Op::WriteRing(place, slots) => self.write_ring(*place, slots)?,
             Op::WriteFrontend(index, value) => self
                 .frontends
                 .set(*index, value, 0)
@@ -369,16 +364,11 @@ impl Maps {
         })
     }
 
-    fn write_ring(&self, base: u32, slots: &[u32]) -> Result<()> {
-        let chunks = slots.chunks(RING_CHUNK_SLOTS as usize).map(|slots| {
-            let mut chunk = RingChunk {
-                slots: [0; RING_CHUNK_SLOTS as usize],
-            };
-            chunk.slots[..slots.len()].copy_from_slice(slots);
-            chunk
-        });
-        let chunks: Vec<RingChunk> = chunks.collect();
-        sys::write_run(self.rings.map().fd().as_fd(), base, &chunks)
+    fn write_ring(&self, place: RingPlace, slots: &[u32]) -> Result<()> {
+        let form = place.form();
+        let runs = slots.chunks(form.slots_per_chunk() as usize);
+        let chunks: Vec<RingChunk> = runs.map(|run| form.pack(run)).collect();
+        sys::write_run(self.rings.map().fd().as_fd(), place.first_chunk(), &chunks)
             .map_err(DatapathError::map_io("RINGS", "write to"))
     }
 

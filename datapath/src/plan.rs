@@ -17,7 +17,7 @@ use std::{
 
 use dataplane_abi::{
     BackendValue, ENDPOINT_HAS_VIP_FLOWS, EndpointValue, LocalEndpoint, NetnsValue, NodeConfig,
-    PeerValue, PortWord, ServiceValue, TargetValue, VethValue,
+    PeerValue, PortWord, RingPlace, ServiceValue, TargetValue, VethValue,
 };
 
 use crate::{
@@ -43,8 +43,8 @@ pub enum Op {
     PutNodeAddr(Ipv4Addr),
     /// At an index of `BACKENDS`.
     WriteBackends(u32, Arc<[BackendValue]>),
-    /// From a chunk of `RINGS` on.
-    WriteRing(u32, Arc<[u32]>),
+    /// From a place in `RINGS` on, in its form.
+    WriteRing(RingPlace, Arc<[u32]>),
     /// At an index of `FRONTENDS`.
     WriteFrontend(u32, ServiceValue),
     PutVip(OverlayAddr, ServiceValue),
@@ -73,8 +73,10 @@ impl fmt::Display for Op {
             Self::WriteBackends(base, values) => {
                 write!(f, "WriteBackends at {base}, {} of them", values.len())
             }
-            Self::WriteRing(base, slots) => {
-                write!(f, "WriteRing at chunk {base}, {} slots", slots.len())
+            Self::WriteRing(place, slots) => {
+                let (chunk, form) = (place.first_chunk(), place.form());
+                let slots = slots.len();
+                write!(f, "WriteRing at chunk {chunk}, {slots} slots, {form:?}")
             }
             Self::SetPort(port, word) => write!(f, "SetPort {port}, {word:?}"),
             short => write!(f, "{short:?}"),

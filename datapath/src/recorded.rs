@@ -6,9 +6,7 @@ use std::{
     ops::Range,
 };
 
-use dataplane_abi::{
-    ENDPOINT_HAS_VIP_FLOWS, EndpointValue, PortWord, RING_CHUNK_SLOTS, ServiceValue,
-};
+use dataplane_abi::{ENDPOINT_HAS_VIP_FLOWS, EndpointValue, PortWord, RingPlace, ServiceValue};
 use imbl::OrdMap;
 
 use crate::{
@@ -30,8 +28,8 @@ pub struct Recorded {
 /// How often the tables name each place of the array maps.
 #[derive(Debug, Clone, Default)]
 struct Naming {
-    /// By base and length.
-    rings: Count<(u32, u32)>,
+    /// By place and length.
+    rings: Count<(RingPlace, u32)>,
     backends: Count<(u32, u32)>,
     elements: Count<u32>,
     stats: Count<u32>,
@@ -97,8 +95,8 @@ impl Recorded {
                 tables.backends.insert(place, values.clone());
                 naming.backends.idle.insert(place);
             }
-            Op::WriteRing(base, slots) => {
-                let place = (*base, slots.len() as u32);
+            Op::WriteRing(place, slots) => {
+                let place = (*place, slots.len() as u32);
                 tables.rings.insert(place, slots.clone());
                 naming.rings.idle.insert(place);
             }
@@ -167,7 +165,7 @@ impl Recorded {
         forget(&mut self.tables.backends, &backends);
         forget(&mut self.elements, &frontends);
         let single = |index: &u32| *index..index.saturating_add(1);
-        let chunks = |(base, len): &(u32, u32)| *base..*base + len.div_ceil(RING_CHUNK_SLOTS);
+        let chunks = |(place, len): &(RingPlace, u32)| place.chunks(*len);
         Released {
             rings: rings.iter().map(chunks).collect(),
             backends: backends
@@ -230,7 +228,7 @@ fn leads_to<'a>(tables: &'a Tables, frontend: &Frontend) -> impl PartialEq + use
         }
     };
     let service = tables.services.get(frontend);
-    let ring = service.and_then(|of| tables.rings.get(&(of.ring_base, ring_slots(of))));
+    let ring = service.and_then(|of| tables.rings.get(&(of.ring, ring_slots(of))));
     let backends = service.and_then(|of| tables.backends.get(&(of.backend_base, of.backend_count)));
     (word, service, ring, backends)
 }
@@ -257,21 +255,17 @@ pub(crate) fn frontends(tables: &Tables) -> impl Iterator<Item = Frontend> {
 
 impl Naming {
     fn turn(&mut self, had: Option<&ServiceValue>, has: Option<&ServiceValue>) {
-        let both = |place: fn(&ServiceValue) -> Option<(u32, u32)>| {
-            (had.and_then(place), has.and_then(place))
-        };
-        let (old, new) = both(ring);
-        self.rings.turn(old, new);
-        let (old, new) = both(backends);
-        self.backends.turn(old, new);
+        self.rings.turn(had.and_then(ring), has.and_then(ring));
+        self.backends
+            .turn(had.and_then(backends), has.and_then(backends));
         let stats = |of: &ServiceValue| of.stats;
         self.stats.turn(had.map(stats), has.map(stats));
     }
 }
 
-/// Base and length of a service's ring.
-fn ring(of: &ServiceValue) -> Option<(u32, u32)> {
-    (of.ring_len > 1).then_some((of.ring_base, ring_slots(of)))
+/// Place and length of a service's ring.
+fn ring(of: &ServiceValue) -> Option<(RingPlace, u32)> {
+    (of.ring_len > 1).then_some((of.ring, ring_slots(of)))
 }
 
 /// Base and number of a service's backends.

@@ -10,8 +10,8 @@ use std::{
 
 use dataplane_abi::{
     BackendValue, EndpointKey, EndpointValue, LocalEndpoint, NetnsValue, NodeConfig, PeerValue,
-    PortWord, PublishedKey, RING_CHUNK_SLOTS, SERVICE_NEAR, SIDE_PACKETS, SIDE_SOCKETS,
-    ServiceValue, TargetKey, TargetValue, VethValue, VipKey,
+    PortWord, PublishedKey, RingPlace, SERVICE_NEAR, SIDE_PACKETS, SIDE_SOCKETS, ServiceValue,
+    TargetKey, TargetValue, VethValue, VipKey,
 };
 use imbl::OrdMap;
 use model::EndpointId;
@@ -208,8 +208,9 @@ pub struct Tables {
     pub addressed: OrdMap<Published, u32>,
     /// What VIPs and published ports lead to, as far as it exists.
     pub services: OrdMap<Frontend, ServiceValue>,
-    /// By base and number of slots ([`ring_slots`]), above one.
-    pub rings: OrdMap<(u32, u32), Arc<[u32]>>,
+    /// By place and number of slots ([`ring_slots`]), above one. Slots are here in the wide form, whatever
+    /// theirs is there.
+    pub rings: OrdMap<(RingPlace, u32), Arc<[u32]>>,
     /// By `(backend_base, backend_count)`.
     pub backends: OrdMap<(u32, u32), Arc<[BackendValue]>>,
 }
@@ -259,7 +260,7 @@ impl Tables {
             0 => Some(Arc::from([])),
             1 => Some(Arc::from([service.single])),
             len => {
-                let slots = self.rings.get(&(service.ring_base, ring_slots(service)))?;
+                let slots = self.rings.get(&(service.ring, ring_slots(service)))?;
                 match slots.get(..len as usize) {
                     Some(ring) if ring.len() < slots.len() => Some(Arc::from(ring)),
                     _ => Some(Arc::clone(slots)),
@@ -273,7 +274,7 @@ impl Tables {
         let slots = ring_slots(service);
         match slots {
             0 | 1 => self.slots(service),
-            slots => self.rings.get(&(service.ring_base, slots)).cloned(),
+            slots => self.rings.get(&(service.ring, slots)).cloned(),
         }
     }
 
@@ -283,7 +284,7 @@ impl Tables {
         if slots == len {
             return None;
         }
-        let slots = self.rings.get(&(service.ring_base, slots))?;
+        let slots = self.rings.get(&(service.ring, slots))?;
         slots.get(len as usize..).map(Arc::from)
     }
 
@@ -306,11 +307,10 @@ pub fn ring_slots(service: &ServiceValue) -> u32 {
 
 /// Chunks of `RINGS` that a service names.
 pub fn ring_chunks(service: &ServiceValue) -> Range<u32> {
-    let len = match ring_slots(service) {
-        0 | 1 => 0,
-        slots => slots.div_ceil(RING_CHUNK_SLOTS),
-    };
-    service.ring_base..service.ring_base.saturating_add(len)
+    match ring_slots(service) {
+        0 | 1 => service.ring.chunks(0),
+        slots => service.ring.chunks(slots),
+    }
 }
 
 /// Entries of `BACKENDS` that a service names.

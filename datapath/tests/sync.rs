@@ -7,8 +7,9 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 use aya::maps::Array;
 use dataplane_abi::{
     Be16, Be32, ENDPOINT_HAS_VIP_FLOWS, EndpointKey, EndpointValue, FLOW_RESET, FlowKey, FlowValue,
-    LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PortWord, RingChunk, ServiceValue,
-    TargetKey, TargetValue, VethValue, VipFlowKey, VipFlowValue, VipKey,
+    LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PortWord, RING_CHUNK_WORDS, RingChunk,
+    RingForm, RingPlace, RingSlot, ServiceValue, TargetKey, TargetValue, VethValue, VipFlowKey,
+    VipFlowValue, VipKey,
 };
 use model::{
     EndpointId,
@@ -259,7 +260,7 @@ fn deleted_and_altered_entries_are_repaired() {
                 "frontend altered",
                 Box::new(|| {
                     let wrong = ServiceValue {
-                        ring_base: u32::MAX,
+                        ring: RingPlace::from_raw(u32::MAX),
                         ..ServiceValue::default()
                     };
                     frontends.set(place, wrong, 0).unwrap();
@@ -272,15 +273,8 @@ fn deleted_and_altered_entries_are_repaired() {
             (
                 "ring overwritten",
                 Box::new(|| {
-                    rings
-                        .set(
-                            0,
-                            RingChunk {
-                                slots: [u32::MAX; 256],
-                            },
-                            0,
-                        )
-                        .unwrap();
+                    let words = [u32::MAX; RING_CHUNK_WORDS as usize];
+                    rings.set(0, RingChunk { words }, 0).unwrap();
                 }),
             ),
             (
@@ -660,6 +654,119 @@ fn large_views_are_synced() {
     });
 }
 
+/// Of the published port, as the kernel has it.
+fn ring(pins: &Pins) -> (ServiceValue, Vec<RingSlot>) {
+    let ports = Array::<_, u32>::try_from(pins.map("PORTS")).unwrap();
+    let frontends = Array::<_, ServiceValue>::try_from(pins.map("FRONTENDS")).unwrap();
+    let rings = Array::<_, RingChunk>::try_from(pins.map("RINGS")).unwrap();
+    let service = frontends.get(&ports.get(&PORT, 0).unwrap(), 0).unwrap();
+    let slots = service.ring.chunks(service.ring_len).flat_map(|chunk| {
+        let chunk = rings.get(&chunk, 0).unwrap();
+        service.ring.slots(&chunk).collect::<Vec<_>>()
+    });
+    (service, slots.take(service.ring_len as usize).collect())
+}
+
+/// Every slot that changed its owner names the one before. Endpoints only came or went at the end, so
+/// that all others have the same indexes.
+fn assert_owner_before_is_known(old: &[RingSlot], new: &[RingSlot]) {
+    assert_eq!(old.len(), new.len());
+    let moved = old.iter().zip(new).filter(|(old, new)| old.now != new.now);
+    let mut count = 0;
+    for (old, new) in moved {
+        assert_eq!(old.now, new.before);
+        count += 1;
+    }
+    assert!(count > 0, "no slot moved");
+}
+
+#[test]
+fn slots_take_two_bytes_up_to_256_backends_and_know_the_owner_before_beyond() {
+    in_namespace(|pins| {
+        let mut datapath = pins.open();
+        let mut view = view();
+        for id in 1..=256 {
+            view.put(endpoint(id, OTHER, Active));
+        }
+        datapath.sync(&view, &local(&[])).unwrap();
+        let (service, narrow) = ring(pins);
+        assert_eq!(service.ring.form(), RingForm::Narrow);
+
+        view.put(endpoint(257, OTHER, Active));
+        datapath.sync(&view, &local(&[])).unwrap();
+        assert!(is_in_step(&mut datapath, &view, &local(&[])));
+        let (service, wide) = ring(pins);
+        assert_eq!(service.ring.form(), RingForm::Wide);
+        assert_owner_before_is_known(&narrow, &wide);
+
+        // As long as it drains, slots name it as the owner before.
+        view.put(endpoint(257, OTHER, Draining));
+        datapath.sync(&view, &local(&[])).unwrap();
+        assert!(is_in_step(&mut datapath, &view, &local(&[])));
+        let (service, draining) = ring(pins);
+        assert_eq!(service.ring.form(), RingForm::Wide);
+        assert_owner_before_is_known(&wide, &draining);
+
+        view.endpoints.remove(&EndpointId(257));
+        datapath.sync(&view, &local(&[])).unwrap();
+        assert!(is_in_step(&mut datapath, &view, &local(&[])));
+        let (service, after) = ring(pins);
+        assert_eq!(service.ring.form(), RingForm::Narrow);
+        let owners = |slots: &[RingSlot]| slots.iter().map(|slot| slot.now).collect::<Vec<_>>();
+        assert_eq!(owners(&after), owners(&narrow));
+    });
+}
+
+/// Builds before layout 10 wrote four bytes a slot, however few backends there were.
+#[test]
+fn ring_that_a_former_build_wrote_stays_until_it_changes() {
+    in_namespace(|pins| {
+        let mut view = view();
+        view.put(endpoint(1, SELF, Active));
+        view.put(endpoint(2, OTHER, Active));
+        let local = local(&[1]);
+        pins.open().sync(&view, &local).unwrap();
+        let (service, slots) = ring(pins);
+        widen(pins, service, &slots);
+
+        let mut datapath = pins.open();
+        let report = datapath.sync(&view, &local).unwrap();
+        assert!(report.is_unchanged(), "{report:?}");
+        assert_eq!(ring(pins).0.ring.form(), RingForm::Wide);
+
+        view.put(endpoint(3, OTHER, Active));
+        let report = datapath.sync(&view, &local).unwrap();
+        assert_eq!(report.rings_written, 1, "VIP and port share it");
+        assert!(is_in_step(&mut datapath, &view, &local));
+        let (service, after) = ring(pins);
+        assert_eq!(service.ring.form(), RingForm::Narrow);
+        assert_owner_before_is_known(&slots, &after);
+    });
+}
+
+/// Moves the ring that port and VIP share to where nothing is, in the wide form.
+fn widen(pins: &Pins, service: ServiceValue, slots: &[RingSlot]) {
+    const FREE: u32 = 100;
+    let form = RingForm::Wide;
+    let mut rings = Array::<_, RingChunk>::try_from(pins.map("RINGS")).unwrap();
+    let raw: Vec<u32> = slots.iter().map(|slot| slot.to_raw()).collect();
+    let runs = raw.chunks(form.slots_per_chunk() as usize);
+    for (at, run) in (FREE..).zip(runs) {
+        rings.set(at, form.pack(run), 0).unwrap();
+    }
+    let ring = RingPlace::new(FREE, form);
+    let ports = Array::<_, u32>::try_from(pins.map("PORTS")).unwrap();
+    let mut frontends = Array::<_, ServiceValue>::try_from(pins.map("FRONTENDS")).unwrap();
+    let place = ports.get(&PORT, 0).unwrap();
+    frontends
+        .set(place, ServiceValue { ring, ..service }, 0)
+        .unwrap();
+    let mut vips = pins.table::<VipKey, ServiceValue>("VIPS");
+    for (key, vip) in vips.iter().map(Result::unwrap).collect::<Vec<_>>() {
+        vips.insert(key, ServiceValue { ring, ..vip }, 0).unwrap();
+    }
+}
+
 /// By a repair, which names each entry; what a view brought about before is no deviation.
 #[test]
 fn entries_altered_by_hand_are_put_right_and_named() {
@@ -689,9 +796,9 @@ fn entries_altered_by_hand_are_put_right_and_named() {
         frontends.set(place, altered, 0).unwrap();
         let mut rings = Array::<_, RingChunk>::try_from(pins.map("RINGS")).unwrap();
         let chunk = RingChunk {
-            slots: [7; dataplane_abi::RING_CHUNK_SLOTS as usize],
+            words: [7; RING_CHUNK_WORDS as usize],
         };
-        rings.set(service.ring_base, chunk, 0).unwrap();
+        rings.set(service.ring.first_chunk(), chunk, 0).unwrap();
 
         let (_, found) = datapath.repair(&view, &local).unwrap();
         let said: Vec<_> = found

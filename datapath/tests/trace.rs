@@ -12,8 +12,8 @@ use aya::{
 use common::*;
 use dataplane_abi::{
     BACKEND_DRAINING, BackendValue, Be16, Be32, ClientKey, ClientValue, FlowKey, FlowValue,
-    NodeConfig, PEER_RETURNING, PEER_SUSPECTED, PinKey, PinValue, RingSlot, SERVICE_AFFINITY,
-    SERVICE_NEAR, SERVICE_NEAR_DRAINS, ServiceValue,
+    NodeConfig, PEER_RETURNING, PEER_SUSPECTED, PinKey, PinValue, RingForm, RingSlot,
+    SERVICE_AFFINITY, SERVICE_NEAR, SERVICE_NEAR_DRAINS, ServiceValue,
     hash::{FlowTuple, flow_hash},
     seat::seat_port,
 };
@@ -170,7 +170,9 @@ impl World {
             let here = if here.is_empty() { vec![0] } else { here };
             slots.extend((0..len).map(|_| slot(self.random.of(&here), self.random.of(&here))));
         }
-        let service = self.node.service(base, stats, target, backends, &slots);
+        let form = self.random.of(&[RingForm::Wide, RingForm::Narrow]);
+        let node = &mut self.node;
+        let service = node.service_in(form, base, stats, target, backends, &slots);
         let near = match is_near {
             true => SERVICE_NEAR | self.random.of(&[0, 0, SERVICE_NEAR_DRAINS]),
             false => 0,

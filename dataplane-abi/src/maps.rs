@@ -6,6 +6,7 @@
 use crate::{
     hash::{FlowTuple, client_hash, flow_hash},
     net::{Be16, Be32},
+    ring::RingPlace,
 };
 
 macro_rules! map_types {
@@ -136,16 +137,16 @@ map_types! {
     ///
     /// [`PortWord`]: crate::PortWord
     ServiceValue: 40 {
-        /// First chunk of the ring in `RINGS`. Not read when `ring_len` is 0 or 1.
-        ring_base: u32,
+        /// The ring's place in `RINGS`. Not read when `ring_len` is 0 or 1.
+        ring: RingPlace,
         /// Slots of the ring that all nodes share: 0 is no backend, 1 is one backend without a ring, else at most
-        /// [`RING_LEN_MAX`].
+        /// [`RING_LEN_MAX`](crate::RING_LEN_MAX). With [`SERVICE_NEAR`] as many follow.
         ring_len: u32,
         /// First backend in `BACKENDS`; slots of the ring count from it.
         backend_base: u32,
         /// Backends there, those that only "before" slots name included.
         backend_count: u32,
-        /// With `ring_len` 1: the slot, as in a ring.
+        /// With `ring_len` 1: the slot, in the wide form.
         single: u32,
         /// Index into `STATS` of the frontend.
         stats: u32,
@@ -390,45 +391,6 @@ map_types! {
     }
 }
 
-/// One value of `RINGS`, array: a run of ring slots. A ring of `ring_len` slots takes
-/// `ring_len.div_ceil(RING_CHUNK_SLOTS)` consecutive chunks. Written by the agent before the
-/// service that names it; the agent reuses chunks only after every reader is gone.
-///
-/// A slot holds two indexes relative to `backend_base`: `now` in the low half, `before` in the high
-/// half (the owner before the last change, equal to `now` when there was none). With [`SERVICE_NEAR`]
-/// there are twice as many.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct RingChunk {
-    pub slots: [u32; RING_CHUNK_SLOTS as usize],
-}
-
-// SAFETY: an array of integers.
-#[cfg(feature = "user")]
-unsafe impl aya::Pod for RingChunk {}
-
-/// A ring slot: the backend to send to, and the one before the last change.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RingSlot {
-    pub now: u16,
-    pub before: u16,
-}
-
-impl RingSlot {
-    #[inline(always)]
-    pub const fn from_raw(raw: u32) -> Self {
-        Self {
-            now: raw as u16,
-            before: (raw >> 16) as u16,
-        }
-    }
-
-    #[inline(always)]
-    pub const fn to_raw(self) -> u32 {
-        self.now as u32 | (self.before as u32) << 16
-    }
-}
-
 impl ServiceValue {
     /// What chooses a flow's slot. With affinity that is the client alone, so that all ports of the
     /// service agree.
@@ -496,10 +458,6 @@ impl VipFlowValue {
     }
 }
 
-/// Power of two, so that a slot's place is a shift and a mask.
-pub const RING_CHUNK_SLOTS: u32 = 256;
-/// The largest ring: as long as Maglev's (NSDI'16, section 5.3), rounded to a power of two.
-pub const RING_LEN_MAX: u32 = 65_536;
 /// Largest number of backends of one service: a slot's index has 16 bits.
 pub const BACKENDS_PER_SERVICE_MAX: u32 = 65_535;
 
@@ -587,7 +545,8 @@ pub const LOCAL_MAX: u32 = if crate::ANOTHER_LAYOUT { 8_192 } else { 4_096 };
 pub const VIPS_MAX: u32 = 16_384;
 pub const FRONTENDS_MAX: u32 = 16_384;
 pub const ADDRESSED_MAX: u32 = 16_384;
-/// Room for 10 000 services of ten backends (four chunks each), and for a fifth of them to change at once.
+/// Room for 10 000 services of ten backends as builds before layout 10 wrote them (four chunks each; what
+/// changes takes two), and for a fifth of them to change at once.
 pub const RING_CHUNKS_MAX: u32 = 49_152;
 pub const BACKENDS_MAX: u32 = 131_072;
 pub const TARGETS_MAX: u32 = 65_536;

@@ -1,8 +1,7 @@
 //! From a frontend to a backend: ring, slot, backend.
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, BackendValue, DropReason, NodeConfig, RING_CHUNK_SLOTS, RingSlot, ServiceValue,
-    hash::ring_slot,
+    BACKEND_ACTIVE, BackendValue, DropReason, NodeConfig, RingSlot, ServiceValue, hash::ring_slot,
 };
 
 use crate::{
@@ -61,13 +60,14 @@ pub fn near_slot(service: &ServiceValue, hash: u32) -> Result<RingSlot, DropReas
 
 #[inline(always)]
 fn slot_at(service: &ServiceValue, slot: u32) -> Result<RingSlot, DropReason> {
+    let place = service.ring;
     let chunk = RINGS
-        .get_ptr(service.ring_base + slot / RING_CHUNK_SLOTS)
+        .get_ptr(place.chunk_of(slot))
         .ok_or(DropReason::NoBackend)?;
-    let place = (slot % RING_CHUNK_SLOTS) as usize;
+    let word = place.word_of(slot) as usize;
     // SAFETY: the remainder is inside of the chunk; map values outlive the program's run.
-    let raw = unsafe { *(&raw const (*chunk).slots).cast::<u32>().add(place) };
-    Ok(RingSlot::from_raw(raw))
+    let word = unsafe { *(&raw const (*chunk).words).cast::<u32>().add(word) };
+    Ok(place.slot(word, slot))
 }
 
 /// A backend by its index in the service.

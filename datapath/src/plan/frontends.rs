@@ -11,7 +11,7 @@ use std::{
 };
 
 use dataplane_abi::{
-    BackendValue, PortWord, RING_CHUNK_SLOTS, SERVICE_NEAR, SERVICE_NEAR_DRAINS, ServiceValue,
+    BackendValue, PortWord, RingForm, RingPlace, SERVICE_NEAR, SERVICE_NEAR_DRAINS, ServiceValue,
 };
 use model::ServiceId;
 use xxhash_rust::xxh3::Xxh3DefaultBuilder;
@@ -204,12 +204,12 @@ impl Planner {
             Some(had) => had.backend_base,
             None => contents.backends(&pool.backends, &mut self.backends, draft)?,
         };
-        let ring_base = match had.filter(|_| old_slots.as_deref() == Some(&*slots)) {
-            Some(had) => had.ring_base,
+        let ring = match had.filter(|_| old_slots.as_deref() == Some(&*slots)) {
+            Some(had) => had.ring,
             None => contents.ring(&slots, &mut self.rings, draft)?,
         };
         Ok(ServiceValue {
-            ring_base: if len > 1 { ring_base } else { 0 },
+            ring: if len > 1 { ring } else { RingPlace::default() },
             ring_len: len as u32,
             backend_base,
             backend_count: pool.backends.len() as u32,
@@ -307,7 +307,7 @@ impl Words {
 #[derive(PartialEq, Eq, Hash)]
 struct Situation {
     pool: *const Pool,
-    had: Option<[u32; 6]>,
+    had: Option<(RingPlace, [u32; 5])>,
 }
 
 impl Situation {
@@ -315,14 +315,14 @@ impl Situation {
         Self {
             pool: Arc::as_ptr(&spec.pool),
             had: had.map(|had| {
-                [
-                    had.ring_base,
+                let rest = [
                     had.ring_len,
                     had.single,
                     had.backend_base,
                     had.backend_count,
                     had.flags & SERVICE_NEAR,
-                ]
+                ];
+                (had.ring, rest)
             }),
         }
     }
@@ -333,7 +333,7 @@ impl Situation {
 struct Contents<'a> {
     wanted: &'a Wanted,
     present: &'a Tables,
-    rings: Option<HashMap<Arc<[u32]>, u32, Xxh3DefaultBuilder>>,
+    rings: Option<HashMap<Arc<[u32]>, RingPlace, Xxh3DefaultBuilder>>,
     backends: Option<HashMap<Box<[u8]>, u32, Xxh3DefaultBuilder>>,
 }
 
@@ -358,27 +358,29 @@ impl<'a> Contents<'a> {
         slots: &Arc<[u32]>,
         extents: &mut Extents,
         draft: &mut Draft,
-    ) -> Result<u32, Full> {
+    ) -> Result<RingPlace, Full> {
         if slots.len() <= 1 {
-            return Ok(0);
+            return Ok(RingPlace::default());
         }
         let present = self.present;
         let known = self.rings.take().unwrap_or_else(|| {
             let ring = |of: &ServiceValue| {
-                let slots = present.rings.get(&(of.ring_base, ring_slots(of)))?;
-                Some((Arc::clone(slots), of.ring_base))
+                let slots = present.rings.get(&(of.ring, ring_slots(of)))?;
+                Some((Arc::clone(slots), of.ring))
             };
             self.services().filter_map(ring).collect()
         });
         let known = self.rings.insert(known);
-        if let Some(base) = known.get(slots) {
-            return Ok(*base);
+        if let Some(place) = known.get(slots) {
+            return Ok(*place);
         }
-        let chunks = (slots.len() as u32).div_ceil(RING_CHUNK_SLOTS);
-        let base = extents.allocate(chunks).map_err(full("RINGS"))?;
-        known.insert(Arc::clone(slots), base);
-        draft.ranges.push(Op::WriteRing(base, Arc::clone(slots)));
-        Ok(base)
+        let form = RingForm::of(slots);
+        let chunks = form.chunks(slots.len() as u32);
+        let first = extents.allocate(chunks).map_err(full("RINGS"))?;
+        let place = RingPlace::new(first, form);
+        known.insert(Arc::clone(slots), place);
+        draft.ranges.push(Op::WriteRing(place, Arc::clone(slots)));
+        Ok(place)
     }
 
     fn backends(

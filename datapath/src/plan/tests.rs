@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, BACKEND_DRAINING, Be16, RING_CHUNK_SLOTS, RING_LEN_MAX, RingSlot,
+    BACKEND_ACTIVE, BACKEND_DRAINING, Be16, RING_CHUNK_WORDS, RING_LEN_MAX, RingChunk, RingPlace,
+    RingSlot,
 };
 use model::{
     ClusterId, EndpointId, NetworkId, NodeId, ServiceId, TaskId, Vni,
@@ -26,13 +27,18 @@ use crate::{
     tables::{Port, Published, backend_range, ring_slots},
 };
 
+/// What nobody wrote.
+const NO_SLOTS: RingChunk = RingChunk {
+    words: [0; RING_CHUNK_WORDS as usize],
+};
+
 /// The kernel's side.
 #[derive(Clone, Default)]
 struct Kernel {
     /// Its services are VIPs only.
     tables: Tables,
     frontends: BTreeMap<u32, ServiceValue>,
-    chunks: BTreeMap<u32, [u32; RING_CHUNK_SLOTS as usize]>,
+    chunks: BTreeMap<u32, RingChunk>,
     backends: BTreeMap<u32, BackendValue>,
 }
 
@@ -47,11 +53,12 @@ impl Kernel {
         for service in tables.services.values() {
             if (2..=RING_LEN_MAX).contains(&service.ring_len) {
                 let len = ring_slots(service);
+                let place = service.ring;
                 let chunks = ring_chunks(service);
-                let slots =
-                    chunks.flat_map(|chunk| self.chunks.get(&chunk).copied().unwrap_or([0; 256]));
-                let slots: Vec<u32> = slots.take(len as usize).collect();
-                tables.rings.insert((service.ring_base, len), slots.into());
+                let chunks = chunks.map(|chunk| self.chunks.get(&chunk).unwrap_or(&NO_SLOTS));
+                let slots = chunks.flat_map(|chunk| place.slots(chunk));
+                let slots: Vec<u32> = slots.map(RingSlot::to_raw).take(len as usize).collect();
+                tables.rings.insert((place, len), slots.into());
             }
             if service.backend_count == 0 {
                 continue;
@@ -80,12 +87,11 @@ impl Kernel {
             Op::WriteBackends(base, values) => {
                 self.backends.extend((*base..).zip(values.iter().copied()));
             }
-            Op::WriteRing(base, slots) => {
-                for (chunk, slots) in (*base..).zip(slots.chunks(RING_CHUNK_SLOTS as usize)) {
-                    let mut value = [0; RING_CHUNK_SLOTS as usize];
-                    value[..slots.len()].copy_from_slice(slots);
-                    self.chunks.insert(chunk, value);
-                }
+            Op::WriteRing(place, slots) => {
+                let form = place.form();
+                let runs = slots.chunks(form.slots_per_chunk() as usize);
+                let chunks = runs.map(|run| form.pack(run));
+                self.chunks.extend((place.first_chunk()..).zip(chunks));
             }
             Op::WriteFrontend(index, value) => {
                 let named = tables.published().any(|(_, at)| at == *index);
@@ -650,7 +656,7 @@ fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
             let both = [element, vip];
             if let Some(service) = both.into_iter().flatten().nth(value as usize % 2) {
                 match value % 7 {
-                    0 => service.ring_base = value,
+                    0 => service.ring = RingPlace::from_raw(value),
                     1 => service.ring_len = value % 70_000,
                     2 => service.backend_base = value,
                     3 => service.backend_count = value % 100,
@@ -662,9 +668,8 @@ fn harm(kernel: &mut Kernel, kind: u8, index: prop::sample::Index, value: u32) {
         }
         6 => {
             if let Some(chunk) = pick(kernel.chunks.keys(), index) {
-                kernel
-                    .chunks
-                    .insert(chunk, [value; RING_CHUNK_SLOTS as usize]);
+                let words = [value; RING_CHUNK_WORDS as usize];
+                kernel.chunks.insert(chunk, RingChunk { words });
             }
         }
         7 => {
@@ -750,7 +755,7 @@ fn old_ranges_are_not_written_while_readers_may_be_there() {
         let draws = [sync as u32, sync as u32 + 1].map(|id| draw(id, 1, 2, BackendState::Active));
         settle(&mut planner, &mut kernel, &draws, &[8080], sync);
         let service = kernel.observe().services[&published(8080)];
-        bases.insert((service.ring_base, service.backend_base));
+        bases.insert((service.ring, service.backend_base));
     }
     assert_eq!(
         bases.len(),
@@ -924,7 +929,7 @@ fn configuration_is_written_last_and_counts() {
 #[test]
 fn full_map_is_named() {
     let (mut planner, kernel) = (new_planner(), Kernel::default());
-    planner.rings = Extents::new(0..3);
+    planner.rings = Extents::new(0..1);
     let draws = [1, 2, 3].map(|id| draw(id, 1, 2, BackendState::Active));
     let desired = desired(&view(&draws, &BTreeMap::new(), false), &local(&draws));
     let present = kernel.observe();
@@ -932,7 +937,7 @@ fn full_map_is_named() {
     let error = planner.plan(&wanted, &present, moment(1)).unwrap_err();
     assert_eq!(error.map, "RINGS");
     assert!(
-        error.to_string().contains("4 more of its 3 entries"),
+        error.to_string().contains("2 more of its 1 entries"),
         "{error}"
     );
 }

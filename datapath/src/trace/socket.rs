@@ -4,8 +4,8 @@
 use std::{collections::BTreeSet, ops::Range};
 
 use dataplane_abi::{
-    BACKEND_ACTIVE, Be32, CLIENT_IS_NETNS, DropReason, NETNS_NODE, NetnsValue, RING_CHUNK_SLOTS,
-    RingChunk, RingSlot, SERVICE_OF_NODE, SIDE_SOCKETS, ServiceValue, TargetKey, TargetValue,
+    BACKEND_ACTIVE, Be32, CLIENT_IS_NETNS, DropReason, NETNS_NODE, NetnsValue, RingChunk, RingSlot,
+    SERVICE_OF_NODE, SIDE_SOCKETS, ServiceValue, TargetKey, TargetValue,
 };
 use model::spec::Protocol;
 
@@ -87,13 +87,15 @@ impl<L: Lookup> Trail<'_, L> {
 
     /// Whoever has one of these slots of the ring.
     fn owners(&self, service: &ServiceValue, slots: Range<u32>) -> BTreeSet<u16> {
-        let chunks = slots.start / RING_CHUNK_SLOTS..slots.end.div_ceil(RING_CHUNK_SLOTS);
-        let first = chunks.start * RING_CHUNK_SLOTS;
-        let chunks = chunks.map(|nth| service.ring_base + nth);
+        let place = service.ring;
+        let per_chunk = place.form().slots_per_chunk();
+        let runs = slots.start / per_chunk..slots.end.div_ceil(per_chunk);
+        let first = runs.start * per_chunk;
+        let chunks = runs.map(|nth| place.chunk_of(nth * per_chunk));
         let chunks = chunks.filter_map(|at| self.tables.look::<u32, RingChunk>("RINGS", at));
-        let found = chunks.flat_map(|chunk| chunk.slots);
+        let found = chunks.flat_map(|chunk| place.slots(&chunk).collect::<Vec<_>>());
         let found = found.skip((slots.start - first) as usize).take(slots.len());
-        found.map(|raw| RingSlot::from_raw(raw).now).collect()
+        found.map(|slot| slot.now).collect()
     }
 
     /// What a task sends to an address in none of its networks: `bridge::admit`.

@@ -11,8 +11,8 @@ use aya::Pod;
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, ClientKey, ClientValue, DOUBT_TRIES, DropReason,
     EndpointKey, EndpointValue, FlowKey, FlowValue, LocalEndpoint, NodeConfig, PEER_RETURNING,
-    PEER_SUSPECTED, PeerValue, PinKey, PinValue, PortWord, PublishedKey, RING_CHUNK_SLOTS,
-    RingChunk, RingSlot, ServiceValue, VethValue, VipFlowKey, VipFlowValue, VipKey,
+    PEER_SUSPECTED, PeerValue, PinKey, PinValue, PortWord, PublishedKey, RingChunk, RingSlot,
+    ServiceValue, VethValue, VipFlowKey, VipFlowValue, VipKey,
     hash::{nth_hash, ring_slot},
     ports::port_index,
 };
@@ -157,13 +157,13 @@ impl<L: Lookup> Trail<'_, L> {
     }
 
     fn slot_at(&self, service: &ServiceValue, index: u32) -> Result<RingSlot, DropReason> {
-        let chunk = service.ring_base + index / RING_CHUNK_SLOTS;
+        let place = service.ring;
         let chunk: RingChunk = self
             .tables
-            .look("RINGS", chunk)
+            .look("RINGS", place.chunk_of(index))
             .ok_or(DropReason::NoBackend)?;
-        let raw = chunk.slots[(index % RING_CHUNK_SLOTS) as usize];
-        Ok(RingSlot::from_raw(raw))
+        let word = chunk.words[place.word_of(index) as usize];
+        Ok(place.slot(word, index))
     }
 
     /// Whom the slot names; zero where there is none.

@@ -17,7 +17,7 @@ use aya::{
 use dataplane_abi::{
     BACKEND_ACTIVE, BackendValue, Be16, Be32, DropCounter, DropReason, EndpointKey, EndpointValue,
     FlowKey, FlowValue, LocalEndpoint, NodeConfig, PeerValue, PinKey, PinValue, PortWord,
-    ProgramId, PublishedKey, RING_CHUNK_SLOTS, RingChunk, RingSlot, SIDE_PACKETS, ServiceValue,
+    ProgramId, PublishedKey, RingChunk, RingForm, RingPlace, RingSlot, SIDE_PACKETS, ServiceValue,
     Stats, TargetKey, TargetValue, VETH_GATEWAY, VETH_OVERLAY, VethValue, VipKey,
     drops::drop_index, net::task_mac, ports::port_index,
 };
@@ -263,11 +263,32 @@ impl Node {
         self.put("TARGETS", key, TargetValue { endpoint, _pad: 0 });
     }
 
-    /// Writes backends from index `base`, and returns a service with a ring over `slots`. One slot
-    /// makes a service without a ring; none, one without a backend. `target_port` becomes a shift
-    /// when the service is published.
+    /// Writes backends from index `base`, and returns a service with a ring over `slots`, in the form that
+    /// the agent chooses. One slot makes a service without a ring; none, one without a backend.
+    /// `target_port` becomes a shift when the service is published.
     pub fn service(
         &mut self,
+        base: u32,
+        stats: u32,
+        target_port: u16,
+        backends: &[BackendValue],
+        slots: &[RingSlot],
+    ) -> ServiceValue {
+        let raw: Vec<u32> = slots.iter().map(|slot| slot.to_raw()).collect();
+        self.service_in(
+            RingForm::of(&raw),
+            base,
+            stats,
+            target_port,
+            backends,
+            slots,
+        )
+    }
+
+    /// The same, in a form.
+    pub fn service_in(
+        &mut self,
+        form: RingForm,
         base: u32,
         stats: u32,
         target_port: u16,
@@ -279,24 +300,20 @@ impl Node {
                 .set(base + index as u32, *backend, 0)
                 .unwrap();
         }
-        if slots.len() > 1 {
+        let raw: Vec<u32> = slots.iter().map(|slot| slot.to_raw()).collect();
+        if raw.len() > 1 {
             let mut chunks = self.array::<RingChunk>("RINGS");
-            for (index, run) in slots.chunks(RING_CHUNK_SLOTS as usize).enumerate() {
-                let mut chunk = RingChunk {
-                    slots: [0; RING_CHUNK_SLOTS as usize],
-                };
-                for (to, slot) in chunk.slots.iter_mut().zip(run) {
-                    *to = slot.to_raw();
-                }
-                chunks.set(base + index as u32, chunk, 0).unwrap();
+            let runs = raw.chunks(form.slots_per_chunk() as usize);
+            for (at, run) in (base..).zip(runs) {
+                chunks.set(at, form.pack(run), 0).unwrap();
             }
         }
         ServiceValue {
-            ring_base: base,
+            ring: RingPlace::new(base, form),
             ring_len: slots.len() as u32,
             backend_base: base,
             backend_count: backends.len() as u32,
-            single: slots.first().map_or(0, |slot| slot.to_raw()),
+            single: raw.first().copied().unwrap_or(0),
             stats,
             flags: 0,
             generation: 1,

@@ -3,21 +3,35 @@
 use std::collections::BTreeSet;
 
 use dataplane_abi::{
-    Be16, Be32, SERVICE_AFFINITY, ServiceValue,
+    Be16, Be32, RingForm, SERVICE_AFFINITY, ServiceValue,
     hash::{FlowTuple, flow_hash, ring_slot},
     net::mesh_mac::Kind,
 };
 
 use crate::{common::*, fate::Fate, pair::Pair, setup::*};
 
+/// In either form of slots, and with indexes that only the wide one has.
 #[test]
 fn flows_spread_over_the_ring_as_the_shared_hash_says() {
+    for (form, first) in [
+        (RingForm::Narrow, 0),
+        (RingForm::Narrow, 251),
+        (RingForm::Wide, 0),
+        (RingForm::Wide, 254),
+    ] {
+        spread(form, first);
+    }
+}
+
+/// Over five backends, from index `first` on.
+fn spread(form: RingForm, first: u16) {
     let mut node = node();
-    let at = |index: u32| [NODE_B, NODE_C][index as usize % 2];
-    let backends: Vec<_> = (0..5).map(|i| backend(100 + i, at(i), at(i))).collect();
+    let at = |index: u16| [NODE_B, NODE_C][usize::from(index) % 2];
+    let backends = (0..first + 5).map(|i| backend(100 + u32::from(i), at(i), at(i)));
+    let backends: Vec<_> = backends.collect();
     // Longer than one chunk, so that the slot's chunk and place both matter.
-    let slots: Vec<_> = (0..1021u32).map(|i| slot((i * 7 % 5) as u16, 0)).collect();
-    let service = node.service(3, FRONT, 80, &backends, &slots);
+    let slots: Vec<_> = (0..1021u16).map(|i| slot(first + i * 7 % 5, 0)).collect();
+    let service = node.service_in(form, 3, FRONT, 80, &backends, &slots);
     node.publish(8080, TCP, service);
     let mut pair = Pair::new(node);
     let mut seen = [0; 5];
@@ -29,10 +43,11 @@ fn flows_spread_over_the_ring_as_the_shared_hash_says() {
             proto: TCP,
         };
         let owner = slots[ring_slot(flow_hash(tuple, RING_SEED), 1021) as usize].now;
-        seen[usize::from(owner)] += 1;
-        let owner = u32::from(owner);
-        pair.each("spread", [syn().sport(port)], |frame| {
-            let inner = frame.clone().mesh(Kind::Forward, 100 + owner, NODE);
+        seen[usize::from(owner - first)] += 1;
+        let what = format!("spread, {form:?} from {first}");
+        pair.each(&what, [syn().sport(port)], |frame| {
+            let endpoint = 100 + u32::from(owner);
+            let inner = frame.clone().mesh(Kind::Forward, endpoint, NODE);
             Fate::Tunnel(at(owner), inner.bytes())
         });
     }
