@@ -197,7 +197,7 @@ fn cluster(now: Timestamp, spec: ClusterSpec, data_path: DataPathConfig) -> Clus
         },
         ca: RootCa {
             certificate_pem: String::new(),
-            key_pem: String::new(),
+            key_pem: None,
         },
         data_path,
         revoked: Default::default(),

@@ -25,7 +25,7 @@ pub fn new_root(now: Timestamp) -> Result<RootCa, CaError> {
     let certificate = root_params(now).self_signed(&key).map_err(CaError::Sign)?;
     Ok(RootCa {
         certificate_pem: certificate.pem(),
-        key_pem: key.serialize_pem(),
+        key_pem: Some(key.serialize_pem()),
     })
 }
 
@@ -58,10 +58,9 @@ pub struct Authority {
 
 impl Authority {
     /// # Errors
-    /// A certificate or key that does not parse.
+    /// A certificate or key that does not parse; a key that is not here.
     pub fn new(root: &RootCa) -> Result<Self, CaError> {
-        let key = KeyPair::from_pem_and_sign_algo(&root.key_pem, &PKCS_ECDSA_P256_SHA256)
-            .map_err(|_| CaError::Root("its key does not parse"))?;
+        let key = key_of(root)?;
         let issuer = Issuer::from_ca_cert_pem(&root.certificate_pem, key)
             .map_err(|_| CaError::Root("it does not parse"))?;
         Ok(Self {
@@ -92,7 +91,7 @@ impl Authority {
         let mut params = node_params(subject)?;
         params.not_before = date(now - BACKDATE);
         params.not_after = date(now.saturating_add(expiry).unwrap_or(Timestamp::MAX));
-        let certificate = params.signed_by(&request.0, &self.issuer);
+        let certificate = params.signed_by(request.key(), &self.issuer);
         let mut chain = certificate.map_err(CaError::Sign)?.pem();
         chain.extend(self.cross_signed_pem.as_deref());
         Ok(chain)
@@ -103,8 +102,7 @@ impl Authority {
     /// # Errors
     /// A root that does not parse, or when signing fails.
     pub fn cross_sign(&self, root: &RootCa, now: Timestamp) -> Result<String, CaError> {
-        let key = KeyPair::from_pem_and_sign_algo(&root.key_pem, &PKCS_ECDSA_P256_SHA256)
-            .map_err(|_| CaError::Root("its key does not parse"))?;
+        let key = key_of(root)?;
         let mut params = root_params(now);
         params.use_authority_key_identifier_extension = true;
         let certificate = params
@@ -112,6 +110,13 @@ impl Authority {
             .map_err(CaError::Sign)?;
         Ok(certificate.pem())
     }
+}
+
+fn key_of(root: &RootCa) -> Result<KeyPair, CaError> {
+    let pem = root.key_pem.as_deref();
+    let pem = pem.ok_or(CaError::Root("an external CA has its key"))?;
+    KeyPair::from_pem_and_sign_algo(pem, &PKCS_ECDSA_P256_SHA256)
+        .map_err(|_| CaError::Root("its key does not parse"))
 }
 
 fn node_params(subject: Subject) -> Result<CertificateParams, CaError> {

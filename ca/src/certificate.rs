@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::{CaError, Identity, NodeKey, Roots, certificates};
 
 /// A chain has the node's certificate, and one more while the root is being replaced.
-const CHAIN_MAX: usize = 4;
+pub(crate) const CHAIN_MAX: usize = 4;
 
 /// A node's key, its certificate with what leads to the root, and the roots it trusts.
 pub struct NodeCertificate {

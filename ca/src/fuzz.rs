@@ -2,10 +2,11 @@
 
 use pem::Pem;
 
-use crate::{Identity, Request, Roots, certificates};
+use crate::{Identity, Request, Roots, certificates, external::answer};
 
-/// Certificates and requests for them: as PEM, and as the DER in it.
+/// Certificates and requests for them: as PEM, and as the DER in it; answers of an external CA.
 pub fn check(data: &[u8]) {
+    let _ = answer::read(data);
     if let Ok(pem) = str::from_utf8(data) {
         text(pem);
     }

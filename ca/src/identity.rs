@@ -72,7 +72,8 @@ pub struct Identity {
     pub node: NodeId,
     pub cluster: ClusterId,
     pub role: NodeRole,
-    /// By the issuer's clock. The certificate is valid from [`BACKDATE`] before.
+    /// By the issuer's clock. The certificate is valid from [`BACKDATE`] before; one of an external CA,
+    /// which backdates by as much as it likes, may seem to be issued up to that much later than it was.
     pub issued_at: Timestamp,
     pub not_after: Timestamp,
     pub issuer: KeyId,

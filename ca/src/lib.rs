@@ -6,6 +6,7 @@
 //! * [`identity`]: who a certificate says its holder is.
 //! * [`roots`]: what a node trusts; the digest by which a join token names a root.
 //! * [`certificate`]: all that a node needs to prove itself: key, chain and roots.
+//! * [`external`]: has an authority outside of the cluster sign in place of the root's key.
 //! * [`clock`]: waits by the time that certificates go by.
 //! * [`tls`]: connections between nodes, TLS 1.3 only, with all of the above.
 //!
@@ -15,6 +16,7 @@
 pub mod authority;
 pub mod certificate;
 pub mod clock;
+pub mod external;
 #[cfg(test)]
 mod fixture;
 #[cfg(any(test, fuzzing))]
@@ -52,6 +54,10 @@ pub enum CaError {
     Root(&'static str),
     #[error("the certificate does not fit: {0}")]
     Tls(#[from] rustls::Error),
+    #[error(transparent)]
+    Endpoint(#[from] external::EndpointError),
+    #[error(transparent)]
+    External(#[from] external::ExternalError),
 }
 
 /// Certificates of a PEM text, in DER.

@@ -58,7 +58,10 @@ impl fmt::Debug for NodeKey {
 
 /// A request that was made by the holder of the key in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request(pub(crate) PublicKey);
+pub struct Request {
+    key: PublicKey,
+    pem: String,
+}
 
 impl Request {
     /// Reads a request and checks its signature.
@@ -74,7 +77,19 @@ impl Request {
         if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
             return Err(CaError::Request("its key is not on the curve P-256"));
         }
-        Ok(Self(request.public_key))
+        Ok(Self {
+            key: request.public_key,
+            pem: pem.to_owned(),
+        })
+    }
+
+    pub(crate) fn key(&self) -> &PublicKey {
+        &self.key
+    }
+
+    /// As it came, for who is to sign elsewhere.
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
     }
 }
 
@@ -89,7 +104,7 @@ mod tests {
         let key = NodeKey::generate().unwrap();
         let request = Request::from_pem(&key.request().unwrap()).unwrap();
         assert_eq!(
-            rcgen::PublicKeyData::der_bytes(&request.0),
+            rcgen::PublicKeyData::der_bytes(request.key()),
             key.0.public_key_raw()
         );
         let read = NodeKey::from_pem(&key.to_pem()).unwrap();

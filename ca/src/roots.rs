@@ -125,7 +125,7 @@ mod tests {
         let ca = new_root(Timestamp::now()).unwrap();
         assert!(Roots::from_pem("").is_err());
         assert!(Roots::from_pem("text").is_err());
-        assert!(Roots::from_pem(&ca.key_pem).is_err());
+        assert!(Roots::from_pem(&ca.key_pem.unwrap()).is_err());
         assert!(Roots::from_pem(&ca.certificate_pem.repeat(5)).is_err());
         assert!(Roots::from_pem(&ca.certificate_pem.repeat(2)).is_ok());
     }

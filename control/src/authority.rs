@@ -1,6 +1,8 @@
 //! The cluster's certificate authority: tells the root, and signs for joining and renewing nodes.
-//! Every manager has the key in its state, so that renewal goes on whoever leads.
+//! Every manager has the key in its state, so that renewal goes on whoever leads. Where external CAs
+//! are named, they sign, and the manager checks what they signed.
 
+use ca::{CaError, NodeTls, Roots, external::External};
 use jiff::{SignedDuration, Timestamp};
 use model::{
     NodeId,
@@ -14,12 +16,15 @@ use tracing::info;
 
 use crate::{
     access::{caller, no_cluster, not_a_member},
+    external::endpoints,
     rotation,
 };
 
 #[derive(Clone)]
 pub(crate) struct AuthorityService {
     pub(crate) store: Store,
+    /// What an external CA knows this manager by.
+    pub(crate) tls: NodeTls,
 }
 
 #[tonic::async_trait]
@@ -35,14 +40,20 @@ impl Authority for AuthorityService {
     /// In the role that the cluster wants the node in.
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Certified>, Status> {
         let node = caller(&request)?.node;
-        let certified = renew(&self.store, node, &request.get_ref().request_pem)?;
+        let request_pem = &request.get_ref().request_pem;
+        let certified = renew(&self.store, &self.tls, node, request_pem).await?;
         info!(node.id = %node, "certificate renewed");
         Ok(Response::new(certified))
     }
 }
 
 /// Signs for a node that is a member, in the role that the cluster wants it in.
-pub(crate) fn renew(store: &Store, node: NodeId, request_pem: &str) -> Result<Certified, Status> {
+pub(crate) async fn renew(
+    store: &Store,
+    caller: &NodeTls,
+    node: NodeId,
+    request_pem: &str,
+) -> Result<Certified, Status> {
     let key = read(request_pem)?;
     let state = store.state();
     let cluster = state.cluster().ok_or_else(no_cluster)?;
@@ -51,8 +62,16 @@ pub(crate) fn renew(store: &Store, node: NodeId, request_pem: &str) -> Result<Ce
         .ok_or_else(|| not_a_member(node))?
         .spec
         .role;
-    certify(cluster, node, role, &key, Timestamp::now())
-        .map_err(|error| Status::internal(error.to_string()))
+    let certified = certify(cluster, Some(caller), node, role, &key, Timestamp::now());
+    certified.await.map_err(|error| not_certified(&error))
+}
+
+pub(crate) fn not_certified(error: &CaError) -> Status {
+    match error {
+        // Asking another manager, or again at once, would not help.
+        CaError::External(_) => Status::failed_precondition(error.to_string()),
+        _ => Status::internal(error.to_string()),
+    }
 }
 
 /// The request in a call.
@@ -60,22 +79,37 @@ pub(crate) fn read(request_pem: &str) -> Result<ca::Request, Status> {
     ca::Request::from_pem(request_pem).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-/// Signs for a node.
-pub(crate) fn certify(
+/// Signs for a node, or, where external CAs are named, has one of them sign, which knows this manager
+/// as `caller`.
+pub(crate) async fn certify(
     cluster: &Cluster,
+    caller: Option<&NodeTls>,
     node: NodeId,
     role: NodeRole,
     request: &ca::Request,
     now: Timestamp,
-) -> Result<Certified, ca::CaError> {
+) -> Result<Certified, CaError> {
     let subject = ca::Subject {
         node,
         cluster: cluster.id,
         role,
     };
-    let expiry = SignedDuration::try_from(cluster.spec.cert_expiry).unwrap_or(SignedDuration::MAX);
+    let roots_pem = rotation::roots_pem(cluster);
+    let endpoints = endpoints(&cluster.spec)?;
+    let chain_pem = if endpoints.is_empty() {
+        let expiry = SignedDuration::try_from(cluster.spec.cert_expiry);
+        let expiry = expiry.unwrap_or(SignedDuration::MAX);
+        rotation::authority(cluster)?.issue(request, subject, now, expiry)?
+    } else {
+        let external = External {
+            endpoints: &endpoints,
+            roots: &Roots::from_pem(&roots_pem)?,
+            caller,
+        };
+        external.sign(request, subject).await?
+    };
     Ok(Certified {
-        chain_pem: rotation::authority(cluster)?.issue(request, subject, now, expiry)?,
-        roots_pem: rotation::roots_pem(cluster),
+        chain_pem,
+        roots_pem,
     })
 }

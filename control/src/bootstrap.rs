@@ -25,6 +25,7 @@ use vault::UnlockKey;
 use crate::{
     allocator::{AllocateError, create_ingress},
     authority::certify,
+    external::{self, ExternalCaError},
     rotation,
 };
 
@@ -65,39 +66,66 @@ pub enum BootstrapError {
     AlreadyInitialised,
     #[error("cannot make the first certificates: {0}")]
     Certificate(#[from] CaError),
+    #[error(transparent)]
+    ExternalCa(#[from] ExternalCaError),
     #[error("dispatcher heartbeat is {0:?}; want at least {HEARTBEAT_MIN:?}")]
     Heartbeat(Duration),
     #[error("cannot make the ingress network: {0}")]
     Ingress(#[from] AllocateError),
 }
 
-/// Writes a new cluster. `port` is where the manager listens, `raft` its name.
-pub(crate) fn create(
-    tx: &mut Transaction,
+/// A new cluster that is not written yet.
+pub(crate) struct Founding {
+    cluster: Cluster,
+    node: Node,
+    credentials: NodeCredentials,
+}
+
+/// Prepares a new cluster, whose first certificate may come from outside. `port` is where the manager
+/// listens, `raft` its name.
+pub(crate) async fn found(
     options: &InitOptions,
     port: u16,
     raft: RaftId,
-) -> Result<NodeCredentials, BootstrapError> {
-    if tx.state().cluster().is_some() {
-        return Err(BootstrapError::AlreadyInitialised);
-    }
+    now: Timestamp,
+) -> Result<Founding, BootstrapError> {
     let heartbeat = options.spec.dispatcher_heartbeat;
     if heartbeat < HEARTBEAT_MIN {
         return Err(BootstrapError::Heartbeat(heartbeat));
     }
-    let cluster = cluster(tx.now(), options, ca::new_root(tx.now())?)?;
-    let node = first_node(tx.now(), options, port, raft);
+    let root = match external::founding_root(&options.spec)? {
+        Some(root) => root,
+        None => ca::new_root(now)?,
+    };
+    let cluster = cluster(now, options, root)?;
+    let node = first_node(now, options, port, raft);
     let credentials = NodeCredentials {
         node: node.id,
         cluster: cluster.id,
         addr: options.advertise_addr,
         vtep: node.vtep,
-        tls: NodeTls::new(first_certificate(tx.now(), &cluster, node.id)?)?,
+        tls: NodeTls::new(first_certificate(now, &cluster, node.id).await?)?,
     };
-    tx.put(cluster).expect("the store has no cluster");
-    tx.put(node).expect("a new id has no older version");
+    Ok(Founding {
+        cluster,
+        node,
+        credentials,
+    })
+}
+
+/// Writes a new cluster.
+pub(crate) fn create(
+    tx: &mut Transaction,
+    founding: Founding,
+) -> Result<NodeCredentials, BootstrapError> {
+    if tx.state().cluster().is_some() {
+        return Err(BootstrapError::AlreadyInitialised);
+    }
+    tx.put(founding.cluster).expect("the store has no cluster");
+    tx.put(founding.node)
+        .expect("a new id has no older version");
     create_ingress(tx)?;
-    Ok(credentials)
+    Ok(founding.credentials)
 }
 
 /// Makes the node `own` the only manager, in a cluster that lost the others.
@@ -140,7 +168,7 @@ fn cluster(now: Timestamp, options: &InitOptions, ca: RootCa) -> Result<Cluster,
     })
 }
 
-fn first_certificate(
+async fn first_certificate(
     now: Timestamp,
     cluster: &Cluster,
     node: NodeId,
@@ -150,7 +178,7 @@ fn first_certificate(
     let Certified {
         chain_pem,
         roots_pem,
-    } = certify(cluster, node, NodeRole::Manager, &request, now)?;
+    } = certify(cluster, None, node, NodeRole::Manager, &request, now).await?;
     NodeCertificate::new(key, &chain_pem, Roots::from_pem(&roots_pem)?)
 }
 
@@ -205,15 +233,19 @@ mod tests {
         Transaction::new(Arc::new(State::default()), epoch())
     }
 
-    #[test]
-    fn a_new_cluster_has_all_that_nodes_need_to_join() {
+    async fn found(options: &InitOptions) -> Result<Founding, BootstrapError> {
+        super::found(options, 2377, RaftId(1), epoch()).await
+    }
+
+    #[tokio::test]
+    async fn a_new_cluster_has_all_that_nodes_need_to_join() {
         let mut tx = transaction();
-        let credentials = create(&mut tx, &options(), 2377, RaftId(1)).unwrap();
+        let credentials = create(&mut tx, found(&options()).await.unwrap()).unwrap();
         let state = tx.state();
         let cluster = state.cluster().unwrap();
         assert_eq!(credentials.cluster, cluster.id);
         assert_ne!(cluster.data_path.ring_seed, 0);
-        assert!(cluster.ca.key_pem.contains("PRIVATE KEY"));
+        assert!(cluster.ca.key_pem.as_ref().unwrap().contains("PRIVATE KEY"));
         credentials.tls.with(|certificate| {
             assert_eq!(certificate.roots().pem(), cluster.ca.certificate_pem);
             assert_eq!(certificate.identity().node, credentials.node);
@@ -243,16 +275,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_second_cluster_and_a_heartbeat_of_nothing_are_refused() {
+    #[tokio::test]
+    async fn a_second_cluster_and_a_heartbeat_of_nothing_are_refused() {
         let mut tx = transaction();
-        create(&mut tx, &options(), 2377, RaftId(1)).unwrap();
-        let refused = create(&mut tx, &options(), 2377, RaftId(1)).unwrap_err();
+        create(&mut tx, found(&options()).await.unwrap()).unwrap();
+        let refused = create(&mut tx, found(&options()).await.unwrap()).unwrap_err();
         assert!(matches!(refused, BootstrapError::AlreadyInitialised));
 
         let mut options = options();
         options.spec.dispatcher_heartbeat = Duration::ZERO;
-        let refused = create(&mut transaction(), &options, 2377, RaftId(1)).unwrap_err();
+        let refused = found(&options).await.err().unwrap();
         assert!(matches!(refused, BootstrapError::Heartbeat(_)));
     }
 }

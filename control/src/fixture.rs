@@ -56,7 +56,7 @@ pub fn cluster() -> Cluster {
         },
         ca: RootCa {
             certificate_pem: String::new(),
-            key_pem: String::new(),
+            key_pem: None,
         },
         data_path: DataPathConfig::default(),
         revoked: Default::default(),

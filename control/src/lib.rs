@@ -7,6 +7,7 @@ mod bootstrap;
 pub mod constraint;
 mod dispatcher;
 mod drain;
+mod external;
 #[cfg(any(test, fuzzing))]
 mod fixture;
 mod forward;
@@ -35,5 +36,6 @@ mod sim_tests;
 pub mod stage;
 
 pub use bootstrap::{BootstrapError, InitOptions, NodeCredentials};
+pub use external::ExternalCaError;
 pub use forward::{ApiHandler, Forwarded};
 pub use manager::{Candidate, Manager, ManagerConfig, ManagerError, Reach};

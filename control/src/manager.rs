@@ -9,6 +9,7 @@ use std::{
 };
 
 use ca::{Connector, NodeTls};
+use jiff::Timestamp;
 use model::{
     NodeId, Version,
     inspect::NodeRow,
@@ -17,6 +18,7 @@ use model::{
         ApiRequest, ApiServer, AuthorityServer, Certified, DispatcherServer, EnrolRequest,
         MembershipClient, MembershipServer, RaftServer, leader_named,
     },
+    spec::ClusterSpec,
 };
 use store::{Standing, Start, Store, StoreConfig, StoreError, WriteError};
 use tokio::net::TcpListener;
@@ -33,6 +35,7 @@ use crate::{
     authority::{self, AuthorityService},
     bootstrap::{self, BootstrapError, InitOptions, NodeCredentials},
     dispatcher::DispatcherService,
+    external::{self, ExternalCaError},
     forward::{self, ApiHandler, ApiService, Forwarded},
     lock,
     membership::MembershipService,
@@ -135,9 +138,12 @@ impl Manager {
         let addr = SocketAddr::from((init.advertise_addr, advertised));
         let transport = Arc::new(GrpcTransport::default());
         let store = open_store(&config, addr, Start::Found, transport.clone()).await?;
-        let created = store
-            .write(|tx| bootstrap::create(tx, &init, local_addr.port(), store.id()))
-            .await;
+        let founding =
+            bootstrap::found(&init, local_addr.port(), store.id(), Timestamp::now()).await;
+        let created = match founding {
+            Ok(founding) => store.write(|tx| bootstrap::create(tx, founding)).await,
+            Err(error) => Err(WriteError::Refused(error)),
+        };
         match created {
             Ok((credentials, _)) => {
                 info!(cluster.id = %credentials.cluster, node.id = %credentials.node, "swarm made");
@@ -231,7 +237,7 @@ impl Manager {
         let (offices, holding) = office::hold(store.clone(), node_of(&tls), cancel.clone());
         office::spawn(&tasks, &cancel, "office", holding);
         let local_addr = listener.local_addr().unwrap_or(config.listen_addr);
-        let services = services(&store, &offices, config.api);
+        let services = services(&store, &offices, &tls, config.api);
         let access = Arc::new(Access {
             store: store.clone(),
             cluster: tls.with(|own| own.identity().cluster),
@@ -310,8 +316,21 @@ impl Manager {
     ///
     /// # Errors
     /// A request that is none, or a node that is no member any more.
-    pub fn certify(&self, request_pem: &str) -> Result<Certified, Status> {
-        authority::renew(&self.inner.store, node_of(&self.inner.tls), request_pem)
+    pub async fn certify(&self, request_pem: &str) -> Result<Certified, Status> {
+        let Inner { store, tls, .. } = &*self.inner;
+        authority::renew(store, tls, node_of(tls), request_pem).await
+    }
+
+    /// Whether an external CA in `spec` can be used from here, when they are others than before.
+    ///
+    /// # Errors
+    /// Why none can.
+    pub async fn reach_external_cas(&self, spec: &ClusterSpec) -> Result<(), ExternalCaError> {
+        let Inner { store, tls, .. } = &*self.inner;
+        match store.state().cluster() {
+            Some(cluster) => external::reach(cluster, spec, tls).await,
+            None => Ok(()),
+        }
     }
 
     /// Each node, and how far it follows: `inspect nodes`. Only the leader hears from nodes.
@@ -381,7 +400,12 @@ async fn open_store(
 }
 
 /// What this manager answers to the other nodes.
-fn services(store: &Store, offices: &Offices, handler: Arc<dyn ApiHandler>) -> Routes {
+fn services(
+    store: &Store,
+    offices: &Offices,
+    tls: &NodeTls,
+    handler: Arc<dyn ApiHandler>,
+) -> Routes {
     let dispatcher = DispatcherServer::new(DispatcherService {
         offices: offices.clone(),
     });
@@ -394,9 +418,11 @@ fn services(store: &Store, offices: &Offices, handler: Arc<dyn ApiHandler>) -> R
     });
     let membership = MembershipServer::new(MembershipService {
         offices: offices.clone(),
+        tls: tls.clone(),
     });
     let authority = AuthorityServer::new(AuthorityService {
         store: store.clone(),
+        tls: tls.clone(),
     });
     Routes::new(membership)
         .add_service(authority)

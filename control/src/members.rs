@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, convert::Infallible, time::Duration};
 
+use ca::BACKDATE;
 use model::{
     NodeId,
     object::{Cluster, ManagerStatus, Node, RaftId, Revoked},
@@ -146,7 +147,13 @@ async fn take(store: &Store, step: Step) -> Result<(), StoreError> {
 fn void_certificate(tx: &mut Transaction, node: NodeId) {
     let cluster = tx.state().cluster();
     let mut cluster = Cluster::clone(cluster.expect("a manager runs with a cluster"));
-    revoke(&mut cluster, node, Revoked::Manager, tx.now());
+    let at = match cluster.spec.external_cas.is_empty() {
+        true => tx.now(),
+        // So much later theirs may seem to be issued. One that it needs when it is a manager again is
+        // void as well, until it has enrolled, for which that does not matter.
+        false => tx.now() + BACKDATE,
+    };
+    revoke(&mut cluster, node, Revoked::Manager, at);
     tx.put(cluster).expect("it was read in this transaction");
 }
 
@@ -225,6 +232,25 @@ mod tests {
         assert_eq!(step(&world, &members(&[1], &[2])), Some(remove));
         let retire = Step::Retire(ids[1]);
         assert_eq!(step(&world, &members(&[1], &[])), Some(retire));
+    }
+
+    /// An external CA's certificate may seem to be issued up to [`BACKDATE`] after it was.
+    #[test]
+    fn former_managers_certificate_is_void_whoever_signed_it() {
+        let (mut world, ids) = world(&[(Worker, None)]);
+        world.write(|tx| void_certificate(tx, ids[0]));
+        let own = world.state.cluster().unwrap().revoked[&ids[0]].at;
+        world.write(|tx| {
+            let mut cluster = Cluster::clone(tx.state().cluster().unwrap());
+            cluster.spec.external_cas.push(model::spec::ExternalCa {
+                url: "https://ca.example/sign".to_owned(),
+                root_pem: None,
+            });
+            tx.put(cluster).unwrap();
+        });
+        world.write(|tx| void_certificate(tx, ids[0]));
+        let revoked = world.state.cluster().unwrap().revoked[&ids[0]];
+        assert!(revoked.at >= own + BACKDATE, "{revoked:?}");
     }
 
     #[test]

@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
-use ca::Peer;
+use ca::{NodeTls, Peer};
+use jiff::Timestamp;
 use model::{
     NodeId,
     object::{Cluster, ManagerStatus, Meta, Node, NodeState, NodeStatus, RaftId, Revoked},
     rpc::{
-        EnrolRequest, EnrolResponse, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse,
-        Membership, not_leader,
+        Certified, EnrolRequest, EnrolResponse, JoinRequest, JoinResponse, LeaveRequest,
+        LeaveResponse, Membership, not_leader,
     },
     spec::{NodeRole, NodeSpec},
 };
@@ -24,9 +25,10 @@ use tracing::{info, warn};
 
 use crate::{
     access::{caller, no_cluster, not_a_member, revoke},
-    authority::{self, certify},
+    authority::{self, certify, not_certified},
     office::{Office, Offices},
     ops::{OpError, node::check_demotion},
+    rotation,
 };
 
 /// For all nodes to know that one leaves.
@@ -39,6 +41,8 @@ const CHANGE_WAIT: Duration = Duration::from_secs(15);
 #[derive(Clone)]
 pub(crate) struct MembershipService {
     pub(crate) offices: Offices,
+    /// What an external CA knows this manager by.
+    pub(crate) tls: NodeTls,
 }
 
 #[tonic::async_trait]
@@ -53,10 +57,20 @@ impl Membership for MembershipService {
         };
         let vtep = usable(request.data_path_addr.unwrap_or(addr))?;
         let key = authority::read(&request.request_pem)?;
-        let joined = office
-            .store
-            .write(|tx| join(tx, &request, &key, addr, vtep))
-            .await;
+        // Ahead of the transaction: an external CA takes its time.
+        let state = office.store.state();
+        let cluster = state.cluster().ok_or_else(no_cluster)?;
+        let (node, role) = (NodeId::generate(), role(cluster, &request.token)?);
+        let certified = certify(cluster, Some(&self.tls), node, role, &key, Timestamp::now());
+        let certified = certified.await.map_err(|error| not_certified(&error))?;
+        let admission = Admission {
+            node,
+            role,
+            certified,
+            addr,
+            vtep,
+        };
+        let joined = office.store.write(|tx| join(tx, &request, admission)).await;
         let (response, _) = joined.map_err(to_status)?;
         let state = office.store.state();
         office.liveness.expect(response.node, &state);
@@ -138,21 +152,33 @@ async fn settled(
     }
 }
 
+/// What a node is let in as.
+struct Admission {
+    node: NodeId,
+    role: NodeRole,
+    certified: Certified,
+    addr: Ipv4Addr,
+    vtep: Ipv4Addr,
+}
+
+/// Refused when token or root were replaced since it was certified.
 fn join(
     tx: &mut Transaction,
     request: &JoinRequest,
-    key: &ca::Request,
-    addr: Ipv4Addr,
-    vtep: Ipv4Addr,
+    admission: Admission,
 ) -> Result<JoinResponse, Status> {
     let cluster = Arc::clone(tx.state().cluster().ok_or_else(no_cluster)?);
-    let role = role(&cluster, &request.token)
-        .ok_or_else(|| Status::invalid_argument("invalid join token"))?;
+    role(&cluster, &request.token)?;
+    if admission.certified.roots_pem != rotation::roots_pem(&cluster) {
+        return Err(Status::unavailable(
+            "the root certificate is being replaced; try again",
+        ));
+    }
     let node = Node {
-        id: NodeId::generate(),
+        id: admission.node,
         meta: Meta::new(tx.now()),
         spec: NodeSpec {
-            role,
+            role: admission.role,
             availability: request.availability,
             ..NodeSpec::default()
         },
@@ -160,32 +186,30 @@ fn join(
         status: NodeStatus {
             state: NodeState::Unknown,
             message: "the node joined and has not begun a session yet".to_owned(),
-            addr,
+            addr: admission.addr,
         },
         issuer: None,
-        vtep,
+        vtep: admission.vtep,
         manager: None,
     };
-    let response = JoinResponse {
-        node: node.id,
-        cluster: cluster.id,
-        certified: certify(&cluster, node.id, role, key, tx.now())
-            .map_err(|error| Status::internal(error.to_string()))?,
-        addr,
-        vtep,
-    };
     tx.put(node).expect("a new id has no older version");
-    Ok(response)
+    Ok(JoinResponse {
+        node: admission.node,
+        cluster: cluster.id,
+        certified: admission.certified,
+        addr: admission.addr,
+        vtep: admission.vtep,
+    })
 }
 
 /// What a token entitles to; nothing if it is forged, or was valid before a rotation.
-fn role(cluster: &Cluster, token: &str) -> Option<NodeRole> {
+fn role(cluster: &Cluster, token: &str) -> Result<NodeRole, Status> {
     if is_same(token, &cluster.tokens.worker) {
-        Some(NodeRole::Worker)
+        Ok(NodeRole::Worker)
     } else if is_same(token, &cluster.tokens.manager) {
-        Some(NodeRole::Manager)
+        Ok(NodeRole::Manager)
     } else {
-        None
+        Err(Status::invalid_argument("invalid join token"))
     }
 }
 
@@ -294,4 +318,46 @@ fn usable(addr: Ipv4Addr) -> Result<Ipv4Addr, Status> {
         )));
     }
     Ok(addr)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::object::NodeDescription;
+    use tonic::Code;
+
+    use super::*;
+    use crate::fixture::World;
+
+    /// A signature takes time, in which tokens and root may change.
+    #[test]
+    fn who_was_certified_by_what_is_no_more_is_not_let_in() {
+        let mut world = World::new();
+        let cluster = Cluster::clone(world.state.cluster().unwrap());
+        let request = |token: &str| JoinRequest {
+            token: token.to_owned(),
+            request_pem: String::new(),
+            description: NodeDescription::default(),
+            advertise_addr: None,
+            data_path_addr: None,
+            availability: Default::default(),
+        };
+        let mut admit = |token: &str, roots_pem: String| {
+            let admission = Admission {
+                node: NodeId::generate(),
+                role: NodeRole::Worker,
+                certified: Certified {
+                    chain_pem: String::new(),
+                    roots_pem,
+                },
+                addr: Ipv4Addr::LOCALHOST,
+                vtep: Ipv4Addr::LOCALHOST,
+            };
+            let joined = world.try_write(|tx| join(tx, &request(token), admission));
+            joined.map(drop).map_err(|status| status.code())
+        };
+        let (token, roots) = (&cluster.tokens.worker, rotation::roots_pem(&cluster));
+        assert_eq!(admit(token, "old".to_owned()), Err(Code::Unavailable));
+        assert_eq!(admit("old", roots.clone()), Err(Code::InvalidArgument));
+        assert_eq!(admit(token, roots), Ok(()));
+    }
 }

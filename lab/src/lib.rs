@@ -121,11 +121,20 @@ impl Lab {
     /// # Errors
     /// What the failing command said.
     pub fn form_cluster(&mut self) -> Result<()> {
+        self.form_cluster_by(&[])
+    }
+
+    /// With these flags of `init`.
+    ///
+    /// # Errors
+    /// What the failing command said.
+    pub fn form_cluster_by(&mut self, init: &[&str]) -> Result<()> {
         for node in &mut self.nodes {
             node.start()?;
         }
         let first = &self.nodes[0];
-        first.cli(&["init", "--advertise-addr", &first.addr().to_string()])?;
+        let addr = first.addr().to_string();
+        first.cli(&[&["init", "--advertise-addr", &addr], init].concat())?;
         let token = |role| first.cli(&["join-token", "-q", role]);
         let (manager, worker) = (token("manager")?, token("worker")?);
         let known = format!("{}:2377", first.addr());

@@ -186,7 +186,8 @@ impl fmt::Debug for JoinTokens {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootCa {
     pub certificate_pem: String,
-    pub key_pem: String,
+    /// Absent when an external CA keeps it for itself.
+    pub key_pem: Option<String>,
 }
 
 impl fmt::Debug for RootCa {

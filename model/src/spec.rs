@@ -322,6 +322,17 @@ pub struct ClusterSpec {
     pub autolock: bool,
     /// Another number than before has the root certificate replaced.
     pub force_rotate: u64,
+    /// Who signs certificates in place of the managers: one after the other is asked.
+    pub external_cas: Vec<ExternalCa>,
+}
+
+/// An authority outside of the cluster that signs by CFSSL's API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalCa {
+    /// `https://HOST[:PORT]/PATH`, to which requests are posted.
+    pub url: String,
+    /// The root that it signs by; that of the cluster when absent.
+    pub root_pem: Option<String>,
 }
 
 impl Default for ClusterSpec {
@@ -336,6 +347,7 @@ impl Default for ClusterSpec {
             cert_expiry: Duration::from_secs(90 * 24 * 3600),
             autolock: false,
             force_rotate: 0,
+            external_cas: Vec::new(),
         }
     }
 }

@@ -1,5 +1,5 @@
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpListener},
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use lab::{Lab, LabSpec, RunningTask, Wiring, wait_for};
+use signer::Signer;
 
 /// A cluster of three nodes, the first its manager unless more are asked for, and a client outside.
 pub struct Cluster {
@@ -51,12 +52,46 @@ impl Cluster {
         Self::with("tc", 1500, nodes, managers)
     }
 
+    /// Of two managers and a worker, whose certificates are signed by an external CA on the client's
+    /// host.
+    ///
+    /// # Errors
+    /// What the lab could not do.
+    pub fn with_external_ca() -> Result<(Self, Signer)> {
+        let mut cluster = Self::lab("tc", 1500, 3, 2)?;
+        let signer = cluster.signer()?;
+        let root = cluster.dir().join("external-root.pem");
+        std::fs::write(&root, signer.root_pem())?;
+        let external = external_ca(&signer, Some(&root));
+        cluster.form_cluster_by(&["--external-ca", &external])?;
+        Ok((cluster, signer))
+    }
+
+    /// An external CA on the client's host.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn signer(&self) -> Result<Signer> {
+        let listener = self.client().within(|| {
+            let addr = self.client_addr();
+            Ok(TcpListener::bind((addr, 0))?)
+        })?;
+        Ok(Signer::start(listener)?)
+    }
+
     fn with(uplink_mode: &'static str, mtu: u32, nodes: u8, managers: u8) -> Result<Self> {
+        let mut cluster = Self::lab(uplink_mode, mtu, nodes, managers)?;
+        cluster.form_cluster()?;
+        Ok(cluster)
+    }
+
+    /// Without a cluster on it.
+    fn lab(uplink_mode: &'static str, mtu: u32, nodes: u8, managers: u8) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{}{}", std::process::id(), char::from(b'a' + nth as u8));
         let binaries = binaries_dir()?;
-        let mut lab = Lab::new(LabSpec {
+        let lab = Lab::new(LabSpec {
             dir: Path::new("/var/lib/swarmnet-tests").join(&name),
             name,
             nodes,
@@ -66,7 +101,6 @@ impl Cluster {
             mtu,
             wiring: Wiring::Switch,
         })?;
-        lab.form_cluster()?;
         let whoami = binaries
             .join("whoami")
             .to_str()
@@ -190,6 +224,12 @@ impl DerefMut for Cluster {
     fn deref_mut(&mut self) -> &mut Lab {
         &mut self.lab
     }
+}
+
+/// The flag's value for an external CA.
+pub fn external_ca(signer: &Signer, root: Option<&Path>) -> String {
+    let cacert = root.map_or_else(String::new, |root| format!(",cacert={}", root.display()));
+    format!("protocol=cfssl,url={}{cacert}", signer.url())
 }
 
 /// `target/<profile>`: the test's binary lies in its `deps`.

@@ -10,7 +10,7 @@ mod web;
 mod writer;
 
 pub use ask::{Answer, Asker, Conversation, Heard, ask_tcp, ask_udp, send_through};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, external_ca};
 pub use datagram::{Datagrams, Fragments, Pieces};
 pub use lab::RunningTask as Task;
 pub use load::{Load, LoadReport, LoadSpec};

@@ -1,7 +1,10 @@
 //! The cluster and its settings.
 
 use bollard_stubs::models as docker;
-use model::{object::Cluster, spec::ClusterSpec};
+use model::{
+    object::Cluster,
+    spec::{ClusterSpec, ExternalCa},
+};
 
 use super::{
     date, duration, labels_from_docker, labels_to_docker, nanos, nothing_lost, tls, unsigned,
@@ -76,12 +79,34 @@ pub fn cluster_spec_to_docker(spec: &ClusterSpec) -> docker::SwarmSpec {
         ca_config: Some(docker::SwarmSpecCaConfig {
             node_cert_expiry: Some(nanos(spec.cert_expiry)),
             force_rotate: Some(spec.force_rotate),
+            external_cas: external_cas_to_docker(&spec.external_cas),
             ..Default::default()
         }),
         encryption_config: Some(docker::SwarmSpecEncryptionConfig {
             auto_lock_managers: Some(spec.autolock),
         }),
         task_defaults: Some(docker::SwarmSpecTaskDefaults::default()),
+    }
+}
+
+fn external_cas_to_docker(
+    external_cas: &[ExternalCa],
+) -> Option<Vec<docker::SwarmSpecCaConfigExternalCas>> {
+    let written = |external: &ExternalCa| docker::SwarmSpecCaConfigExternalCas {
+        protocol: Some(docker::SwarmSpecCaConfigExternalCasProtocolEnum::CFSSL),
+        url: Some(external.url.clone()),
+        ca_cert: external.root_pem.clone(),
+        options: None,
+    };
+    let all: Vec<_> = external_cas.iter().map(written).collect();
+    (!all.is_empty()).then_some(all)
+}
+
+fn external_ca_from_docker(external: &docker::SwarmSpecCaConfigExternalCas) -> ExternalCa {
+    let root_pem = external.ca_cert.clone();
+    ExternalCa {
+        url: external.url.clone().unwrap_or_default(),
+        root_pem: root_pem.filter(|pem| !pem.is_empty()),
     }
 }
 
@@ -123,6 +148,13 @@ pub fn cluster_spec_from_docker(
     }
     if let Some(expiry) = expiry.filter(|expiry| *expiry != 0) {
         read.cert_expiry = duration("NodeCertExpiry", expiry)?;
+    }
+    let external_cas = spec
+        .ca_config
+        .as_ref()
+        .and_then(|ca| ca.external_cas.as_ref());
+    if let Some(external_cas) = external_cas {
+        read.external_cas = external_cas.iter().map(external_ca_from_docker).collect();
     }
     if let Some(force) = spec.ca_config.as_ref().and_then(|ca| ca.force_rotate) {
         read.force_rotate = force;
@@ -167,6 +199,16 @@ mod tests {
             cert_expiry: Duration::from_secs(7200),
             autolock: true,
             force_rotate: 3,
+            external_cas: vec![
+                ExternalCa {
+                    url: "https://ca.example/sign".to_owned(),
+                    root_pem: Some("-----BEGIN".to_owned()),
+                },
+                ExternalCa {
+                    url: "https://other.example/sign".to_owned(),
+                    root_pem: None,
+                },
+            ],
         };
         let written = cluster_spec_to_docker(&spec);
         assert_eq!(
@@ -191,8 +233,8 @@ mod tests {
         for (json, named) in [
             (json!({"Raft": {"ElectionTick": 3}}), "Raft.ElectionTick"),
             (
-                json!({"CAConfig": {"ExternalCAs": [{"Protocol": "cfssl", "URL": "https://x"}]}}),
-                "CAConfig.ExternalCAs",
+                json!({"CAConfig": {"ExternalCAs": [{"URL": "https://x", "Options": {"label": "a"}}]}}),
+                "CAConfig.ExternalCAs[0].Options.label",
             ),
             (
                 json!({"TaskDefaults": {"LogDriver": {"Name": "syslog"}}}),

@@ -10,7 +10,7 @@ use model::{
 };
 use vault::UnlockKey;
 
-use super::{Ctx, state, store};
+use super::{Ctx, manager, state};
 use crate::{
     convert,
     error::ApiError,
@@ -64,17 +64,20 @@ pub(super) async fn update(
     params: Params,
     Body(spec): Body<docker::SwarmSpec>,
 ) -> Result<(), ApiError> {
-    let store = store(&node)?;
+    let manager = manager(&node)?;
+    let store = manager.store();
     let version = params.version("swarm")?;
     let state = store.state();
     let base = &state.cluster().ok_or_else(no_cluster)?.spec;
     let spec = convert::cluster_spec_from_docker(&spec, base)?;
+    let reached = manager.reach_external_cas(&spec).await;
+    reached.map_err(ApiError::invalid_argument)?;
     let rotate = Rotate {
         worker_token: params.flag("rotateWorkerToken"),
         manager_token: params.flag("rotateManagerToken"),
         unlock_key: params.flag("rotateManagerUnlockKey"),
     };
-    ops::update_cluster(&store, version, spec, rotate).await?;
+    ops::update_cluster(store, version, spec, rotate).await?;
     Ok(())
 }
 

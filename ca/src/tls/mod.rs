@@ -16,11 +16,12 @@ mod verify;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use model::spec::NodeRole;
 use rustls::{
-    ClientConfig, ServerConfig,
-    client::Resumption,
+    CertificateError, ClientConfig, ServerConfig,
+    client::{Resumption, danger::ServerCertVerifier},
     crypto::{CryptoProvider, ring},
-    pki_types::UnixTime,
+    pki_types::{CertificateDer, UnixTime},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
     version::TLS13,
@@ -117,7 +118,7 @@ impl Current {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
@@ -160,13 +161,58 @@ pub(crate) fn check(certificate: &NodeCertificate) -> Result<(), CaError> {
         .keys_match()
         .map_err(|_| CaError::Certificate("it is for another key"))?;
     let (leaf, rest) = chain.split_first().expect("it was parsed before");
-    let verified = client_verifier(certificate.roots())?.verify_client_cert(
+    check_client(&Vouched {
         leaf,
         rest,
-        unix(certificate.identity().issued_at),
+        roots: certificate.roots(),
+        at: certificate.identity().issued_at,
+    })
+}
+
+/// A chain that is to lead to one of the roots.
+pub(crate) struct Vouched<'a> {
+    pub(crate) leaf: &'a CertificateDer<'a>,
+    pub(crate) rest: &'a [CertificateDer<'a>],
+    pub(crate) roots: &'a Roots,
+    pub(crate) at: Timestamp,
+}
+
+/// Whether it does for a client.
+pub(crate) fn check_client(chain: &Vouched<'_>) -> Result<(), CaError> {
+    let verifier = client_verifier(chain.roots)?;
+    let verified = verifier.verify_client_cert(chain.leaf, chain.rest, unix(chain.at));
+    verified.map(drop).map_err(|error| not_vouched(&error))
+}
+
+/// Whether it does for a server that is asked for as `role`.
+pub(crate) fn check_server(chain: &Vouched<'_>, role: NodeRole) -> Result<(), CaError> {
+    let verified = verify::chain_verifier(chain.roots)?.verify_server_cert(
+        chain.leaf,
+        chain.rest,
+        &verify::role_name(role),
+        &[],
+        unix(chain.at),
     );
-    verified.map_err(|_| CaError::Certificate("it was not issued by a root that is trusted"))?;
-    Ok(())
+    verified.map(drop).map_err(|error| not_vouched(&error))
+}
+
+fn not_vouched(error: &rustls::Error) -> CaError {
+    use CertificateError as Wrong;
+    CaError::Certificate(match error {
+        rustls::Error::InvalidCertificate(
+            Wrong::NotValidYet
+            | Wrong::NotValidYetContext { .. }
+            | Wrong::Expired
+            | Wrong::ExpiredContext { .. },
+        ) => "it is not valid at the time; compare the clocks",
+        rustls::Error::InvalidCertificate(
+            Wrong::NotValidForName | Wrong::NotValidForNameContext { .. },
+        ) => "it lacks the name of its role",
+        rustls::Error::InvalidCertificate(
+            Wrong::InvalidPurpose | Wrong::InvalidPurposeContext { .. },
+        ) => "it is not for both clients and servers",
+        _ => "it was not issued by a root that is trusted",
+    })
 }
 
 fn unix(time: Timestamp) -> UnixTime {

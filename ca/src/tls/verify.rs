@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::ClusterId;
+use model::{ClusterId, spec::NodeRole};
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme,
     client::{
@@ -18,8 +18,19 @@ use crate::{CaError, Identity, Roots, identity::unit};
 
 /// The name under which managers are asked for: their role.
 pub(super) fn manager_name() -> ServerName<'static> {
-    let name = unit(model::spec::NodeRole::Manager);
-    name.try_into().expect("it is a DNS name")
+    role_name(NodeRole::Manager)
+}
+
+pub(super) fn role_name(role: NodeRole) -> ServerName<'static> {
+    unit(role).try_into().expect("it is a DNS name")
+}
+
+/// Checks that chains lead to one of `roots`.
+pub(super) fn chain_verifier(roots: &Roots) -> Result<Arc<WebPkiServerVerifier>, CaError> {
+    let chain = WebPkiServerVerifier::builder_with_provider(roots.store()?, provider());
+    chain
+        .build()
+        .map_err(|_| CaError::Root("TLS cannot use it"))
 }
 
 /// A certificate for another cluster.
@@ -37,12 +48,8 @@ pub(super) struct ManagerVerifier {
 
 impl ManagerVerifier {
     pub(super) fn new(roots: &Roots, cluster: Option<ClusterId>) -> Result<Self, CaError> {
-        let chain = WebPkiServerVerifier::builder_with_provider(roots.store()?, provider());
-        let chain = chain.build();
-        Ok(Self {
-            chain: chain.map_err(|_| CaError::Root("TLS cannot use it"))?,
-            cluster,
-        })
+        let chain = chain_verifier(roots)?;
+        Ok(Self { chain, cluster })
     }
 }
 

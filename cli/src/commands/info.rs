@@ -3,7 +3,7 @@
 use std::fmt::{Result as FmtResult, Write};
 
 use anyhow::Result;
-use bollard_stubs::models::{LocalNodeState, SwarmInfo, SystemInfo};
+use bollard_stubs::models::{LocalNodeState, SwarmInfo, SwarmSpecCaConfigExternalCas, SystemInfo};
 use clap::Args;
 
 use crate::{
@@ -142,19 +142,32 @@ fn write_cluster(out: &mut String, swarm: &SwarmInfo) -> FmtResult {
         " Dispatcher:\n  Heartbeat Period: {}",
         duration(heartbeat)
     )?;
-    let expiry = spec.ca_config.unwrap_or_default().node_cert_expiry;
+    let ca = spec.ca_config.unwrap_or_default();
     writeln!(
         out,
-        " CA Configuration:\n  Expiry Duration: {}",
-        duration(expiry)
+        " CA Configuration:\n  Expiry Duration: {}\n  Force Rotate: {}",
+        duration(ca.node_cert_expiry),
+        ca.force_rotate.unwrap_or_default()
     )?;
+    write_external_cas(out, &ca.external_cas.unwrap_or_default())?;
     let encryption = spec.encryption_config.unwrap_or_default();
     let locks = encryption.auto_lock_managers.unwrap_or_default();
     let rotates = cluster.root_rotation_in_progress.unwrap_or_default();
     writeln!(
         out,
-        "  Force Rotate: 0\n Autolock Managers: {locks}\n Root Rotation In Progress: {rotates}"
+        " Autolock Managers: {locks}\n Root Rotation In Progress: {rotates}"
     )
+}
+
+fn write_external_cas(out: &mut String, all: &[SwarmSpecCaConfigExternalCas]) -> FmtResult {
+    if !all.is_empty() {
+        writeln!(out, "  External CAs:")?;
+    }
+    all.iter().try_for_each(|external| {
+        let protocol = external.protocol.map(|protocol| protocol.to_string());
+        let (protocol, url) = (protocol.unwrap_or_default(), external.url.as_deref());
+        writeln!(out, "    {protocol}: {}", url.unwrap_or_default())
+    })
 }
 
 fn write_host(out: &mut String, info: &SystemInfo) -> FmtResult {
@@ -203,7 +216,8 @@ mod tests {
                     "Orchestration": {"TaskHistoryRetentionLimit": 5},
                     "Raft": {"SnapshotInterval": 10000, "KeepOldSnapshots": 0, "ElectionTick": 10, "HeartbeatTick": 1},
                     "Dispatcher": {"HeartbeatPeriod": 5_000_000_000_i64},
-                    "CAConfig": {"NodeCertExpiry": 7_776_000_000_000_000_i64},
+                    "CAConfig": {"NodeCertExpiry": 7_776_000_000_000_000_i64, "ForceRotate": 2,
+                        "ExternalCAs": [{"Protocol": "cfssl", "URL": "https://ca.example/sign"}]},
                 },
             },
         }}))
@@ -213,7 +227,7 @@ mod tests {
             Orchestration:\n  Task History Retention Limit: 5\n Raft:\n  Snapshot Interval: 10000\n  \
             Number of Old Snapshots to Retain: 0\n  Heartbeat Tick: 1\n  Election Tick: 10\n \
             Dispatcher:\n  Heartbeat Period: 5 seconds\n CA Configuration:\n  Expiry Duration: 3 \
-            months\n  Force Rotate: 0\n Autolock Managers: false\n Root Rotation In Progress: \
+            months\n  Force Rotate: 2\n  External CAs:\n    cfssl: https://ca.example/sign\n Autolock Managers: false\n Root Rotation In Progress: \
             false\n Node Address: 10.0.0.1\n \
             Manager Addresses:\n  10.0.0.1:2377\n";
         assert_eq!(pretty(&info), want);

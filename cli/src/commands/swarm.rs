@@ -2,14 +2,16 @@
 
 use anyhow::{Context, Result};
 use bollard_stubs::models::{
-    Node, Swarm, SwarmInitRequest, SwarmSpec, SwarmSpecCaConfig, SwarmSpecDispatcher,
-    SwarmSpecEncryptionConfig, SwarmSpecOrchestration, SwarmSpecRaft, TlsInfo, UnlockKeyResponse,
+    Node, Swarm, SwarmInitRequest, SwarmSpec, SwarmSpecCaConfig, SwarmSpecCaConfigExternalCas,
+    SwarmSpecDispatcher, SwarmSpecEncryptionConfig, SwarmSpecOrchestration, SwarmSpecRaft, TlsInfo,
+    UnlockKeyResponse,
 };
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{
     client::{Client, Filters, Route},
+    spec::external_ca,
     units::parse_nanos,
 };
 
@@ -69,17 +71,10 @@ pub struct Init {
     /// Lock managers: one that starts wants the unlock key
     #[arg(long)]
     autolock: bool,
-    /// Another authority that signs certificates
+    /// Who signs certificates in place of the managers, as protocol=cfssl,url=URL,cacert=FILE; may be
+    /// repeated
     #[arg(long, value_name = "SPEC", value_parser = external_ca)]
-    external_ca: Vec<String>,
-}
-
-/// Why there is none.
-fn external_ca(_: &str) -> Result<String, &'static str> {
-    Err(
-        "external authorities are not supported: the cluster signs its certificates itself; leave \
-         the flag out",
-    )
+    external_ca: Vec<SwarmSpecCaConfigExternalCas>,
 }
 
 /// What Swarm keeps as files beside its log for somebody to restore by hand.
@@ -147,6 +142,7 @@ impl Init {
                 }),
                 ca_config: Some(SwarmSpecCaConfig {
                     node_cert_expiry: self.cert_expiry,
+                    external_cas: Some(self.external_ca),
                     ..SwarmSpecCaConfig::default()
                 }),
                 encryption_config: Some(SwarmSpecEncryptionConfig {
@@ -324,9 +320,10 @@ pub struct Update {
     /// Without effect here: the one snapshot that is kept has everything
     #[arg(long, value_name = "COUNT")]
     max_snapshots: Option<u64>,
-    /// Another authority that signs certificates
+    /// Who signs certificates in place of the managers, as protocol=cfssl,url=URL,cacert=FILE; may be
+    /// repeated
     #[arg(long, value_name = "SPEC", value_parser = external_ca)]
-    external_ca: Vec<String>,
+    external_ca: Vec<SwarmSpecCaConfigExternalCas>,
 }
 
 impl Update {
@@ -353,6 +350,10 @@ impl Update {
         }
         if let Some(expiry) = self.cert_expiry {
             spec.ca_config.get_or_insert_default().node_cert_expiry = Some(expiry);
+        }
+        if !self.external_ca.is_empty() {
+            let ca = spec.ca_config.get_or_insert_default();
+            ca.external_cas = Some(self.external_ca.clone());
         }
         if let Some(period) = self.dispatcher_heartbeat {
             spec.dispatcher.get_or_insert_default().heartbeat_period = Some(period);
@@ -598,12 +599,8 @@ mod tests {
         let nothing = UpdateLine::try_parse_from(["x"]).unwrap_err().to_string();
         assert!(nothing.contains("--cert-expiry"), "{nothing}");
         let cfssl = "protocol=cfssl,url=https://ca.example";
-        let external = UpdateLine::try_parse_from(["x", "--external-ca", cfssl]);
-        let external = external.unwrap_err().to_string();
-        assert!(
-            external.contains("signs its certificates itself"),
-            "{external}"
-        );
+        let external = &update(&["--external-ca", cfssl])["CAConfig"]["ExternalCAs"];
+        assert_eq!(external[0]["URL"], "https://ca.example");
     }
 
     #[test]

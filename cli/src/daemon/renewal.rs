@@ -69,7 +69,7 @@ pub async fn renew(tls: &NodeTls, certificates: &Certificates, signer: Signer) -
     let key = NodeKey::generate()?;
     let request_pem = key.request()?;
     let (certified, manager) = match signer {
-        Signer::Own(manager) => (sign(&manager, &request_pem)?, Some(manager)),
+        Signer::Own(manager) => (sign(&manager, &request_pem).await?, Some(manager)),
         Signer::Others(addrs) => (ask(tls, &addrs, request_pem).await?, None),
     };
     let roots = Roots::from_pem(&certified.roots_pem)?;
@@ -83,10 +83,9 @@ pub async fn renew(tls: &NodeTls, certificates: &Certificates, signer: Signer) -
     Ok(())
 }
 
-fn sign(manager: &Manager, request_pem: &str) -> Result<Certified> {
-    manager
-        .certify(request_pem)
-        .map_err(|status| anyhow!("{}", status.message()))
+async fn sign(manager: &Manager, request_pem: &str) -> Result<Certified> {
+    let certified = manager.certify(request_pem).await;
+    certified.map_err(|status| anyhow!("{}", status.message()))
 }
 
 /// The first manager's answer.
@@ -120,7 +119,7 @@ mod tests {
     use model::{
         object::DataPathConfig,
         rpc::{ApiRequest, ApiResponse},
-        spec::ClusterSpec,
+        spec::{ClusterSpec, ExternalCa},
     };
     use tempfile::TempDir;
 
@@ -138,6 +137,14 @@ mod tests {
 
     /// A manager whose certificates live for a few seconds.
     async fn manager(dir: &TempDir, expiry: Duration) -> (Manager, NodeCredentials) {
+        let spec = ClusterSpec {
+            cert_expiry: expiry,
+            ..ClusterSpec::default()
+        };
+        manager_with(dir, spec).await
+    }
+
+    async fn manager_with(dir: &TempDir, spec: ClusterSpec) -> (Manager, NodeCredentials) {
         let config = ManagerConfig {
             state_dir: dir.path().join("manager"),
             listen_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -145,10 +152,7 @@ mod tests {
             api: std::sync::Arc::new(Alone),
         };
         let init = InitOptions {
-            spec: ClusterSpec {
-                cert_expiry: expiry,
-                ..ClusterSpec::default()
-            },
+            spec,
             data_path: DataPathConfig::default(),
             description: Default::default(),
             availability: Default::default(),
@@ -224,6 +228,53 @@ mod tests {
         let identity = tls.with(|own| own.identity().clone());
         assert_eq!(kept.identity(), &identity);
         assert_eq!(identity.node, credentials.node);
+        manager.shutdown().await;
+    }
+
+    /// What it does not sign is refused within seconds, with its URL, and the certificate stays.
+    #[tokio::test]
+    async fn an_external_ca_renews_and_the_certificate_stays_while_it_does_not() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let signer = signer::Signer::start(listener).unwrap();
+        let spec = ClusterSpec {
+            external_cas: vec![ExternalCa {
+                url: signer.url(),
+                root_pem: Some(signer.root_pem().to_owned()),
+            }],
+            ..ClusterSpec::default()
+        };
+        let dir = TempDir::new().unwrap();
+        let (manager, credentials) = manager_with(&dir, spec).await;
+        let certificates = Certificates::new(dir.path());
+        let tls = credentials.tls;
+        let chain = || tls.with(|own| own.chain_pem().to_owned());
+        let first = chain();
+        signer.conduct(signer::Conduct::Refuse);
+        for signed_by in [
+            Signer::Own(manager.clone()),
+            Signer::Others(vec![addr(&manager)]),
+        ] {
+            let refused = renew(&tls, &certificates, signed_by).await.unwrap_err();
+            let refused = format!("{refused:#}");
+            assert!(
+                refused.contains(&signer.url()) && refused.contains("policy violation"),
+                "{refused}"
+            );
+            assert_eq!(chain(), first);
+        }
+
+        signer.conduct(signer::Conduct::Sign);
+        renew(&tls, &certificates, Signer::Own(manager.clone()))
+            .await
+            .unwrap();
+        assert_ne!(chain(), first);
+        let node = credentials.node.to_string();
+        let callers: Vec<_> = signer
+            .signed()
+            .into_iter()
+            .map(|signed| signed.caller)
+            .collect();
+        assert_eq!(callers, [None, Some(node)]);
         manager.shutdown().await;
     }
 }

@@ -7,7 +7,7 @@ use store::Transaction;
 use vault::UnlockKey;
 
 use super::{OpError, error::check_version};
-use crate::rotation;
+use crate::{external, rotation};
 
 const CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
 
@@ -31,6 +31,7 @@ pub fn update(
     let cluster = cluster.ok_or_else(|| OpError::not_found("cluster", "default"))?;
     check_version(&cluster.meta, version)?;
     validate(&spec)?;
+    external::check(cluster, &spec).map_err(|error| OpError::invalid(error.to_string()))?;
     let mut cluster = Cluster::clone(cluster);
     if spec.force_rotate != cluster.spec.force_rotate {
         rotation::begin(&mut cluster, tx.now())

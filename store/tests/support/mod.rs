@@ -41,7 +41,7 @@ pub fn cluster(snapshot_interval: u64) -> Cluster {
         },
         ca: RootCa {
             certificate_pem: String::new(),
-            key_pem: String::new(),
+            key_pem: None,
         },
         data_path: DataPathConfig::default(),
         revoked: Default::default(),
