@@ -23,6 +23,8 @@ pub(crate) struct Feed {
     networks: BTreeSet<NetworkId>,
     /// Tasks that the agent was told to stop before this session.
     released: BTreeSet<TaskId>,
+    /// Objects that the last update was made from.
+    looked_at: usize,
 }
 
 impl Feed {
@@ -33,7 +35,13 @@ impl Feed {
             ledger: Ledger::new(known),
             networks: BTreeSet::new(),
             released: BTreeSet::new(),
+            looked_at: 0,
         }
+    }
+
+    /// How many objects the last update was made from: with a change, those that it touched.
+    pub(crate) fn looked_at(&self) -> usize {
+        self.looked_at
     }
 
     /// The digest of the view that the agent has been sent.
@@ -76,13 +84,20 @@ impl Feed {
         let is_same_part = networks == self.networks;
         self.networks.clone_from(&networks);
         let projection = Projection::new(state, self.node, networks, &held);
-        match touches.filter(|_| is_same_part) {
+        let mut looked_at = 0;
+        let update = match touches.filter(|_| is_same_part) {
             Some(touches) => {
                 let objects = touches.iter().flat_map(|touch| projection.touched(*touch));
+                let objects = objects.inspect(|_| looked_at += 1);
                 self.ledger.update(version, objects)
             }
-            None => self.ledger.replace(version, projection.objects()),
-        }
+            None => {
+                let objects = projection.objects().inspect(|_| looked_at += 1);
+                self.ledger.replace(version, objects)
+            }
+        };
+        self.looked_at = looked_at;
+        update
     }
 
     /// Whether the node may take part in other networks after this.

@@ -19,6 +19,8 @@ mod rounds;
 mod service;
 mod session;
 mod statuses;
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 pub(crate) use self::{

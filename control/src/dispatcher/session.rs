@@ -330,7 +330,8 @@ impl Session<'_> {
         if news {
             self.updates += 1;
             debug!(feed.version = %version, feed.put = update.put.len(),
-                feed.removed = update.removed.len(), "update sent");
+                feed.removed = update.removed.len(), feed.looked_at = self.feed.looked_at(),
+                "update sent");
             self.send(ManagerMessage::Update(update)).await?;
             self.updated = version;
         }
