@@ -1,7 +1,6 @@
 //! The data plane of one node.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
@@ -64,10 +63,10 @@ pub struct Datapath {
     handover: Option<Handover>,
     pub(crate) maps: Maps,
     /// The same, for other threads.
-    maps_to_look_at: Arc<Maps>,
+    pub(crate) maps_to_look_at: Arc<Maps>,
     desired: Desired,
     /// Absent before the first sync, and after one that failed.
-    recorded: Option<Recorded>,
+    pub(crate) recorded: Option<Recorded>,
     /// Absent until they are written, and when that failed.
     pub(crate) pinned: Option<Pinned>,
     planner: Planner,
@@ -387,14 +386,6 @@ impl Datapath {
             self.settle_in(UNSETTLED_MAX)?;
         }
         Ok((report, deviations))
-    }
-
-    /// What the maps hold: as recorded, else as a look finds it.
-    pub(crate) fn tables(&self) -> Result<Cow<'_, Tables>, DatapathError> {
-        Ok(match &self.recorded {
-            Some(recorded) => Cow::Borrowed(recorded.tables()),
-            None => Cow::Owned(self.maps.observe()?),
-        })
     }
 
     /// The maps hold all that the node needs: from the former build's programs to this one's.

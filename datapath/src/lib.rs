@@ -47,4 +47,5 @@ pub use desired::Skipped;
 pub use error::DatapathError;
 pub use local::{Doubt, GATEWAY_PREFIX_LEN, HostPort, LocalState, LocalTask, LocalVeth};
 pub use look::{Look, Sight};
+pub use pins::FlowSearch;
 pub use repair::Deviation;

@@ -418,12 +418,14 @@ impl Maps {
         Ok(flows)
     }
 
-    /// TCP flows whose client has answered the task.
+    /// TCP flows whose client has answered the task. One that goes from one table to the other meanwhile
+    /// may be there twice.
     pub fn connections(&self) -> Result<Vec<(FlowKey, FlowValue)>> {
         let [established, beginning, _] = &self.flows;
-        let mut flows = established.read()?;
-        let beginning = beginning.read()?.into_iter();
-        flows.extend(beginning.filter(|(_, flow)| flow.flags & FLOW_ACKED != 0));
+        // First: it is in the other table before it leaves this one.
+        let mut flows = beginning.read()?;
+        flows.retain(|(_, flow)| flow.flags & FLOW_ACKED != 0);
+        flows.extend(established.read()?);
         Ok(flows)
     }
 

@@ -28,47 +28,22 @@ use crate::{
     datapath::Datapath,
     error::DatapathError,
     inspect::is_live,
+    maps::Maps,
     sys,
     tables::{Frontend, Port, Published, Tables},
 };
 
 impl Datapath {
-    /// Live connections to tasks of this node that are not of the slot's owner of now, in order. Of more
-    /// than can be told, those that need it most.
-    ///
-    /// Those of `told` stay as long as they live: nodes that are behind may need them, though by the
-    /// ring of now they are where they should be.
-    pub fn displaced_flows(&self, told: &[Pin]) -> Result<Vec<Pin>, DatapathError> {
-        let flows = self.maps.connections()?;
-        if flows.is_empty() {
-            return Ok(Vec::new());
+    /// A search for displaced flows by the rings of now, which may be made on another thread while syncs
+    /// go on here. Pins of `told`, which are in order, stay as long as their flows live: nodes that are
+    /// behind may need them, though by the ring of now the flows are where they should be.
+    pub fn flow_search(&self, told: Vec<Pin>) -> FlowSearch {
+        let recorded = self.recorded.as_ref();
+        FlowSearch {
+            maps: Arc::clone(&self.maps_to_look_at),
+            tables: recorded.map(|recorded| recorded.tables().clone()),
+            told,
         }
-        let tables = self.tables()?;
-        let now = sys::monotonic();
-        let live = flows
-            .iter()
-            .filter(|(key, flow)| is_live(key.proto, flow, now));
-        let displaced = live.filter_map(|(key, flow)| {
-            let owners = owners(&tables, key, flow)?;
-            let pin = Pin {
-                client: SocketAddrV4::new(
-                    key.client.into(),
-                    flow.client_port(key.client_port).to_host(),
-                ),
-                frontend: SocketAddrV4::new(flow.node_addr.into(), flow.published.to_host()),
-                endpoint: EndpointId(flow.endpoint),
-            };
-            let is_told = || told.binary_search(&pin).is_ok();
-            Some((Need::of(flow.endpoint, owners, is_told)?, pin))
-        });
-        let displaced: Vec<_> = displaced.collect();
-        if displaced.len() > PINS_PER_NODE_MAX {
-            warn!(
-                flow.displaced = displaced.len(),
-                "only {PINS_PER_NODE_MAX} of the flows that changes displaced outlive the next ones"
-            );
-        }
-        Ok(most_needed(displaced, PINS_PER_NODE_MAX))
     }
 
     /// Makes PINS hold `pins`, by their owners' nodes, and nothing else: by what it was last made to
@@ -139,6 +114,54 @@ impl Datapath {
     }
 }
 
+/// A search that is to be made: it reads the flow tables whole.
+pub struct FlowSearch {
+    maps: Arc<Maps>,
+    /// As it begins; absent while nothing is recorded.
+    tables: Option<Tables>,
+    told: Vec<Pin>,
+}
+
+impl FlowSearch {
+    /// Live connections to tasks of this node that are not of the slot's owner of now, in order. Of more
+    /// than can be told, those that need it most.
+    pub fn make(self) -> Result<Vec<Pin>, DatapathError> {
+        let flows = self.maps.connections()?;
+        if flows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tables = match self.tables {
+            Some(tables) => tables,
+            None => self.maps.observe()?,
+        };
+        let now = sys::monotonic();
+        let live = flows
+            .iter()
+            .filter(|(key, flow)| is_live(key.proto, flow, now));
+        let displaced = live.filter_map(|(key, flow)| {
+            let owners = owners(&tables, key, flow)?;
+            let pin = Pin {
+                client: SocketAddrV4::new(
+                    key.client.into(),
+                    flow.client_port(key.client_port).to_host(),
+                ),
+                frontend: SocketAddrV4::new(flow.node_addr.into(), flow.published.to_host()),
+                endpoint: EndpointId(flow.endpoint),
+            };
+            let is_told = || self.told.binary_search(&pin).is_ok();
+            Some((Need::of(flow.endpoint, owners, is_told)?, pin))
+        });
+        let displaced: Vec<_> = displaced.collect();
+        if displaced.len() > PINS_PER_NODE_MAX {
+            warn!(
+                flow.displaced = displaced.len(),
+                "only {PINS_PER_NODE_MAX} of the flows that changes displaced outlive the next ones"
+            );
+        }
+        Ok(most_needed(displaced, PINS_PER_NODE_MAX))
+    }
+}
+
 /// What a flow is without its pin, the worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Need {
@@ -166,9 +189,10 @@ impl Need {
     }
 }
 
-/// Of more than `most` those that need it most; in order of pins.
+/// Of more than `most` those that need it most; in order of pins, each once.
 fn most_needed(mut displaced: Vec<(Need, Pin)>, most: usize) -> Vec<Pin> {
     displaced.sort_unstable();
+    displaced.dedup();
     displaced.truncate(most);
     let mut pins: Vec<_> = displaced.into_iter().map(|(_, pin)| pin).collect();
     pins.sort_unstable();

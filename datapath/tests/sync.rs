@@ -389,7 +389,7 @@ fn flows_that_changes_displaced_are_found_and_pinned() {
             flows.insert(key, value, 0).unwrap();
         }
         // Flows of the first at slots that it does not own.
-        let displaced = datapath.displaced_flows(&[]).unwrap();
+        let displaced = datapath.flow_search(vec![]).make().unwrap();
         assert!(
             (1_500..2_500).contains(&displaced.len()),
             "{}",
@@ -405,13 +405,13 @@ fn flows_that_changes_displaced_are_found_and_pinned() {
         view.put(endpoint(1, SELF, Draining));
         datapath.sync(&view, &local(&[1, 2, 3])).unwrap();
         assert!(unsettled_until(pins) > 0);
-        let more = datapath.displaced_flows(&[]).unwrap();
+        let more = datapath.flow_search(vec![]).make().unwrap();
         assert_eq!(more.len(), 3_000);
         // It has its own again; other nodes may not know that yet.
         view.put(endpoint(1, SELF, Active));
         datapath.sync(&view, &local(&[1, 2, 3])).unwrap();
-        assert_eq!(datapath.displaced_flows(&more).unwrap(), more);
-        assert_eq!(datapath.displaced_flows(&[]).unwrap(), displaced);
+        assert_eq!(datapath.flow_search(more.clone()).make().unwrap(), more);
+        assert_eq!(datapath.flow_search(vec![]).make().unwrap(), displaced);
 
         let others = model::feed::Pin {
             endpoint: model::EndpointId(9),
@@ -436,7 +436,7 @@ fn flows_that_changes_displaced_are_found_and_pinned() {
             value.flags = FLOW_RESET;
             flows.insert(key, value, 0).unwrap();
         }
-        assert_eq!(datapath.displaced_flows(&[]).unwrap(), []);
+        assert_eq!(datapath.flow_search(vec![]).make().unwrap(), []);
         let left = [(OTHER, vec![others])].into();
         datapath.pin(&left, &view, SELF).unwrap();
         assert_eq!(pinned.keys().count(), 1);

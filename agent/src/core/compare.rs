@@ -194,8 +194,11 @@ impl Core {
             return self.sync();
         }
         // Of maps the kernel tells nothing, and they are much to read.
-        if !self.comparison.is_hastened {
-            self.looking.begin(|| self.datapath.look());
+        if !self.comparison.is_hastened
+            && self.look.is_idle()
+            && let Some(look) = self.datapath.look()
+        {
+            self.look.begin(|| look.take());
         }
         Ok(())
     }

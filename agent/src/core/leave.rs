@@ -37,7 +37,8 @@ impl Core {
             }
         }
         let left = self.runners.len();
-        self.looking.end().await;
+        self.look.end().await;
+        self.pins.search.end().await;
         let datapath = self.datapath.detach_all();
         let links = links::remove_node_links().await;
         let reassembly = self.reassembly.remove().await;

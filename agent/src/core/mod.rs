@@ -2,10 +2,10 @@
 //! change any of them.
 
 mod adopt;
+mod aside;
 mod compare;
 mod haste;
 mod leave;
-mod looking;
 mod pins;
 
 use std::{
@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use datapath::{Datapath, Doubt, LocalState, LocalTask};
+use datapath::{Datapath, Doubt, LocalState, LocalTask, Sight};
 use executor::{ExecutorConfig, ProcessExecutor};
 use model::{
     TaskId, TaskState,
@@ -64,7 +64,8 @@ pub(crate) struct Core {
     watch: links::Watch,
     haste: haste::Haste,
     comparison: compare::Comparison,
-    looking: looking::Looking,
+    /// At all maps.
+    look: aside::Aside<Sight>,
     masquerade: nft::Table,
     reassembly: Reassembly,
     datapath: Datapath,
@@ -187,7 +188,7 @@ impl Core {
             watch,
             haste: haste::Haste::default(),
             comparison: compare::Comparison::default(),
-            looking: looking::Looking::default(),
+            look: aside::Aside::default(),
             masquerade,
             reassembly,
             datapath,
@@ -228,11 +229,12 @@ impl Core {
                 Ok(()) = self.pulse.doubts.changed() => self.hear_doubts(),
                 _ = compare.tick(), if self.comparison.is_over() => {
                     self.begin_comparison(false);
-                    self.tell_pins();
+                    self.look_for_flows();
                     self.repeat_statuses();
                 }
                 () = self.haste.due(), if self.comparison.is_over() => self.begin_comparison(true),
-                sight = self.looking.seen() => self.heed(sight),
+                sight = self.look.done() => self.heed(sight),
+                found = self.pins.search.done() => self.heed_flows(found),
                 Some(command) = commands.recv() => match command {
                     // A caller that went away needs no answer.
                     Command::Inspect(table, reply) => drop(reply.send(self.inspect(table))),
@@ -326,14 +328,18 @@ impl Core {
         }
         // Each update has its acknowledgement, also one that brings no new version.
         if std::mem::take(&mut self.owes_ack) {
-            let view = self.view.clone();
-            self.applied
-                .send_modify(|applied| *applied = applied.next(view));
-            self.say(AgentMessage::Ack {
-                version: self.view.version,
-            });
+            let at_once = self.pins.waits.put_off(self.view.clone());
+            at_once.into_iter().for_each(|view| self.acknowledge(view));
         }
         Ok(())
+    }
+
+    /// The kernel has `view`, and its displaced flows are told of.
+    fn acknowledge(&mut self, view: Arc<NodeView>) {
+        let version = view.version;
+        self.applied
+            .send_modify(|applied| *applied = applied.next(view));
+        self.say(AgentMessage::Ack { version });
     }
 
     /// New flows go to nodes that answer. Nothing but these words depends on it.

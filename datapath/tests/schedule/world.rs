@@ -231,11 +231,11 @@ impl Machine {
     pub fn displaced(&mut self, is_settled: bool) -> Vec<Pin> {
         let datapath = self.datapath.as_mut().unwrap();
         let told = self.heard.get_mut(&self.node).filter(|_| !is_settled);
-        let told = told.map_or(&[][..], |told| {
+        let told = told.map_or_else(Vec::new, |told| {
             told.sort_unstable();
-            told
+            told.clone()
         });
-        datapath.displaced_flows(told).unwrap()
+        datapath.flow_search(told).make().unwrap()
     }
 
     pub fn hear(&mut self, node: NodeId, pins: Vec<Pin>) {
