@@ -186,7 +186,11 @@ fn chosen_ports() -> RangeInclusive<u16> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
+    use std::{
+        iter,
+        net::{TcpListener, UdpSocket},
+        sync::atomic::{AtomicU16, Ordering},
+    };
 
     use model::{
         ServiceId,
@@ -206,10 +210,12 @@ mod tests {
         }
     }
 
-    /// A port that was free a moment ago.
+    /// A free port that no other test is given, and that the kernel gives nobody by itself.
     fn free_port() -> u16 {
-        let listener = TcpListener::bind(("0.0.0.0", 0)).unwrap();
-        listener.local_addr().unwrap().port()
+        static NEXT: AtomicU16 = AtomicU16::new(20_000);
+        let mut ports = iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+        let free = ports.find(|port| is_free("0.0.0.0", *port));
+        free.expect("there is no end to them")
     }
 
     fn is_free(addr: &str, port: u16) -> bool {
