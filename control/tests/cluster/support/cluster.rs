@@ -1,7 +1,11 @@
 use std::{
+    iter,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -58,10 +62,16 @@ pub struct Cluster {
     vtep_last: u8,
 }
 
-/// Of a port that was free a moment ago: a manager names its address before it listens there.
+/// Of a free port that no other manager is given, nor a connection by the kernel: a manager names its
+/// address before it listens there.
 fn free_addr() -> SocketAddrV4 {
-    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port())
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let mut addrs = iter::repeat_with(|| {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+    });
+    let free = addrs.find(|addr| std::net::TcpListener::bind(addr).is_ok());
+    free.expect("there is no end to them")
 }
 
 fn config(dir: &Path) -> ManagerConfig {
