@@ -134,6 +134,12 @@ fn is_at_rest(sim: &Sim, id: ServiceId) -> bool {
             .all(|task| task.desired <= TaskState::Running || task.status.state.is_terminal())
 }
 
+fn runs_newest(sim: &Sim, id: ServiceId) -> bool {
+    let newest = sim.service(id).spec_version;
+    let mut running = sim.running(id).into_iter();
+    running.all(|task| task.spec_version == newest)
+}
+
 /// As many tasks run as are wanted, each in its slot, all of the newest spec, on willing nodes.
 fn assert_converged(sim: &mut Sim, id: ServiceId, seed: u64) {
     let service = sim.service(id);
@@ -325,9 +331,11 @@ fn agents_run_nothing_twice_and_come_to_what_the_managers_have() {
         }
         stop_disturbing(&mut cluster.sim, &services);
         let healed = cluster.run_until(Duration::from_secs(240), |cluster| {
-            let is_at_rest = |service: &ServiceId| is_at_rest(&cluster.sim, *service);
-            services.iter().all(is_at_rest)
-                && cluster.agents.have_converged(&cluster.sim.world.state)
+            // An update that was paused is at rest, too, until it goes on.
+            let is_done = |service: &ServiceId| {
+                is_at_rest(&cluster.sim, *service) && runs_newest(&cluster.sim, *service)
+            };
+            services.iter().all(is_done) && cluster.agents.have_converged(&cluster.sim.world.state)
         });
         assert!(healed, "seed {seed}");
         for service in services {
