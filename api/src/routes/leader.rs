@@ -20,14 +20,11 @@ use model::{
 use store::raft::Member;
 use tower::ServiceExt;
 
-use super::{Ctx, router};
+use super::{Ctx, router, warning};
 use crate::error::ApiError;
 
 /// Of requests that are forwarded and of answers. Docker's own bound is for specs: 4 MiB.
 const BODY_BYTES_MAX: usize = 32 << 20;
-/// RFC 9111's former code for a response that may be stale, in the `Warning` field of RFC 7234
-/// section 5.5.1.
-const STALE: u16 = 110;
 
 /// For a follower to get what the leader has.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -177,7 +174,7 @@ fn from_leader(answer: ApiResponse) -> Response {
 pub(super) fn stale(mut response: Response, missing: &[Member]) -> Response {
     let text = no_quorum(missing.to_vec()).message;
     let text = text.replace("so nothing can be changed", "so this may be stale");
-    if let Ok(value) = HeaderValue::try_from(format!("{STALE} swarmnet \"{text}\"")) {
+    if let Some(value) = warning::field(warning::STALE, &text) {
         response.headers_mut().insert(header::WARNING, value);
     }
     response

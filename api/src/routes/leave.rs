@@ -2,19 +2,17 @@
 
 use axum::{
     extract::State,
-    http::{HeaderMap, HeaderValue, header},
+    http::{HeaderMap, header},
 };
 use bollard_stubs::models as docker;
 use control::{Forwarded, Manager};
 
-use super::{Ctx, leader};
+use super::{Ctx, leader, warning};
 use crate::{error::ApiError, local_node::MemberState, request::Params};
 
 const NO_WAY_BACK: &str = "The only way to restore a swarm that has lost consensus is to \
                            reinitialize it with `--force-new-cluster`. Use `--force` to suppress \
                            this message.";
-/// Any other warning, in the `Warning` field of RFC 7234 section 5.5.6.
-const MISCELLANEOUS: u16 = 199;
 
 /// The sentences are Docker's.
 pub(super) async fn leave(State(node): State<Ctx>, params: Params) -> Result<HeaderMap, ApiError> {
@@ -42,17 +40,10 @@ pub(super) async fn leave(State(node): State<Ctx>, params: Params) -> Result<Hea
 }
 
 /// A node that is gone says in its last answer what it leaves behind.
-fn told(warning: Option<String>) -> HeaderMap {
-    let field = warning.map(|text| HeaderValue::try_from(warning_field(&text)));
-    let field = field.and_then(Result::ok);
-    field
-        .into_iter()
-        .map(|field| (header::WARNING, field))
-        .collect()
-}
-
-fn warning_field(text: &str) -> String {
-    format!("{MISCELLANEOUS} swarmnet \"{text}\"")
+fn told(text: Option<String>) -> HeaderMap {
+    let field = text.and_then(|text| warning::field(warning::MISCELLANEOUS, &text));
+    let field = field.map(|field| (header::WARNING, field));
+    field.into_iter().collect()
 }
 
 async fn manager_must_force(node: &Ctx) -> ApiError {

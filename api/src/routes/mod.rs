@@ -9,6 +9,7 @@ mod networks;
 mod nodes;
 mod services;
 mod swarm;
+mod warning;
 pub use swarm::WRONG_KEY;
 mod swarmnet;
 mod system;
