@@ -186,12 +186,9 @@ fn chosen_ports() -> RangeInclusive<u16> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        iter,
-        net::{TcpListener, UdpSocket},
-        sync::atomic::{AtomicU16, Ordering},
-    };
+    use std::net::{TcpListener, UdpSocket};
 
+    use lab::free_port;
     use model::{
         ServiceId,
         feed::ServiceView,
@@ -208,14 +205,6 @@ mod tests {
             published,
             mode: PublishMode::Host,
         }
-    }
-
-    /// A free port that no other test is given, and that the kernel gives nobody by itself.
-    fn free_port() -> u16 {
-        static NEXT: AtomicU16 = AtomicU16::new(20_000);
-        let mut ports = iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
-        let free = ports.find(|port| is_free("0.0.0.0", *port));
-        free.expect("there is no end to them")
     }
 
     fn is_free(addr: &str, port: u16) -> bool {

@@ -8,6 +8,7 @@ mod clean;
 mod host;
 pub mod meter;
 mod node;
+mod port;
 pub mod progress;
 mod wait;
 mod xdp_pass;
@@ -23,6 +24,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 pub use host::Host;
 pub use node::Node;
+pub use port::free_port;
 pub use wait::{patience, wait_for};
 
 /// The underlay of every lab: 192.168.77.0/24, node `n` at .n, the client at .100.

@@ -1,11 +1,7 @@
 use std::{
-    iter,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -62,16 +58,9 @@ pub struct Cluster {
     vtep_last: u8,
 }
 
-/// Of a free port that no other manager is given, nor a connection by the kernel: a manager names its
-/// address before it listens there.
+/// A manager names its address before it listens there.
 fn free_addr() -> SocketAddrV4 {
-    static NEXT: AtomicU16 = AtomicU16::new(20_000);
-    let mut addrs = iter::repeat_with(|| {
-        let port = NEXT.fetch_add(1, Ordering::Relaxed);
-        SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
-    });
-    let free = addrs.find(|addr| std::net::TcpListener::bind(addr).is_ok());
-    free.expect("there is no end to them")
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, lab::free_port())
 }
 
 fn config(dir: &Path) -> ManagerConfig {
