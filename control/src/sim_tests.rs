@@ -329,7 +329,8 @@ fn agents_run_nothing_twice_and_come_to_what_the_managers_have() {
             // As many as there are addresses for.
             cluster.sim.scale(*service, 4);
         }
-        // A task that failed before may pause an update once more: it is told to go on, as a user would.
+        // Leaders' clocks differ. What failed under a fast one is, to a slow one, younger than the update
+        // that it resumes, and pauses it once more: it is told to go on again, as a user would.
         let healed = (0..5).any(|_| {
             stop_disturbing(&mut cluster.sim, &services);
             cluster.run_until(Duration::from_secs(240), |cluster| {
