@@ -35,14 +35,27 @@ impl Question {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     use tokio::{
         sync::{mpsc, oneshot},
         task::JoinHandle,
+        time::timeout,
     };
 
     use super::*;
+
+    /// In virtual time, which passes when nothing else is left to do.
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    type Questions = mpsc::UnboundedReceiver<oneshot::Sender<bool>>;
+
+    async fn asked(questions: &mut Questions) -> oneshot::Sender<bool> {
+        let question = timeout(PATIENCE, questions.recv()).await;
+        question
+            .expect("a question is asked")
+            .expect("there are readers")
+    }
 
     /// Readers whose questions the test answers.
     struct Readers {
@@ -51,7 +64,7 @@ mod tests {
     }
 
     impl Readers {
-        fn new() -> (Self, mpsc::UnboundedReceiver<oneshot::Sender<bool>>) {
+        fn new() -> (Self, Questions) {
             let (asked, questions) = mpsc::unbounded_channel();
             let question = Arc::default();
             (Self { question, asked }, questions)
@@ -73,15 +86,15 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn readers_share_the_question_that_begins_after_they_came() {
         let (readers, mut questions) = Readers::new();
         let first = readers.reader().await;
-        let under_way = questions.recv().await.unwrap();
+        let under_way = asked(&mut questions).await;
         let others = [readers.reader().await, readers.reader().await];
         under_way.send(true).unwrap();
         assert!(first.await.unwrap());
-        let shared = questions.recv().await.unwrap();
+        let shared = asked(&mut questions).await;
         assert!(!others.iter().any(JoinHandle::is_finished));
         shared.send(true).unwrap();
         for other in others {
@@ -90,30 +103,30 @@ mod tests {
         assert!(questions.is_empty());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn no_answer_is_shared_but_yes() {
         let (readers, mut questions) = Readers::new();
         let first = readers.reader().await;
-        let under_way = questions.recv().await.unwrap();
+        let under_way = asked(&mut questions).await;
         let others = [readers.reader().await, readers.reader().await];
         under_way.send(false).unwrap();
         assert!(!first.await.unwrap());
-        let second = questions.recv().await.unwrap();
+        let second = asked(&mut questions).await;
         second.send(false).unwrap();
-        let third = questions.recv().await.unwrap();
+        let third = asked(&mut questions).await;
         third.send(true).unwrap();
         let [one, other] = others;
         assert_eq!((one.await.unwrap(), other.await.unwrap()), (false, true));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn reader_that_goes_leaves_the_question_to_the_next() {
         let (readers, mut questions) = Readers::new();
         let first = readers.reader().await;
-        let unanswered = questions.recv().await.unwrap();
+        let unanswered = asked(&mut questions).await;
         let second = readers.reader().await;
         first.abort();
-        let answer = questions.recv().await.unwrap();
+        let answer = asked(&mut questions).await;
         assert!(unanswered.is_closed());
         answer.send(true).unwrap();
         assert!(second.await.unwrap());
