@@ -2,7 +2,7 @@
 //! runs it.
 //!
 //! Timings inform, they fail nothing; but a program, a path or a peer that does not do what its row
-//! says ends the run.
+//! says ends its part.
 
 mod api;
 mod change;
@@ -14,6 +14,7 @@ mod overlay;
 pub mod part;
 pub mod programs;
 mod programs_part;
+pub mod record;
 pub mod report;
 mod scale;
 mod sys;
@@ -28,6 +29,8 @@ pub struct Objects {
     pub swarmnet: PathBuf,
     /// The far end of measurements.
     pub meter: PathBuf,
+    /// A task that listens, and ends at once when told to.
+    pub whoami: PathBuf,
 }
 
 /// What every part needs to know.

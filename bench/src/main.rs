@@ -1,10 +1,10 @@
 //! Started by `cargo xtask bench`, which builds what is measured.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use clap::Parser;
-use swarmnet_bench::{Objects, Parts, part::Part, report::Report};
+use swarmnet_bench::{Objects, Parts, part::Part, record::Record, report::Report};
 
 /// Measures, and shows figures as ratios against peers of the same run.
 #[derive(Parser)]
@@ -16,7 +16,7 @@ struct Args {
     /// Only these parts.
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
-    /// Write the figures to docs/bench.json.
+    /// Write the figures to docs/bench.json, each part's as soon as it is measured.
     #[arg(long)]
     save: bool,
     /// Another balancer's compiled XDP object, with maps as Katran has them; measured in the same
@@ -56,24 +56,35 @@ fn run(args: &Args) -> Result<()> {
             programs: args.root.join("target/bpf"),
             swarmnet: args.binaries.join("swarmnet"),
             meter: args.binaries.join("meter"),
+            whoami: args.binaries.join("whoami"),
         },
         peers: args.peer_object.clone(),
         peer_program: args.peer_program.clone(),
         before: args.before.clone(),
         etcd: args.etcd.clone(),
     };
-    let mut report = Report::default();
+    let record = args.save.then(|| Record::of_repository(&args.root));
+    let record = record.transpose()?;
+    let mut failed = Vec::new();
     for part in Part::chosen(&args.only) {
-        part.measure(&parts, &mut report)
-            .with_context(|| format!("the part `{part}`"))?;
+        let mut report = Report::default();
+        if let Err(error) = part.measure(&parts, &mut report) {
+            eprintln!("Error: the part `{part}`: {error:#}");
+            failed.push(part.to_string());
+            continue;
+        }
+        println!("{}", report.show()?);
+        if let Some(record) = &record {
+            record.put(part, &report)?;
+        }
     }
-    println!("{}", report.show()?);
-    if args.save {
-        let path = args.root.join("docs/bench.json");
-        let json = serde_json::to_string_pretty(&report.json())?;
-        fs::write(&path, json + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        println!("written to {}", path.display());
+    if let Some(record) = record {
+        println!("written to {}", record.path().display());
     }
+    ensure!(
+        failed.is_empty(),
+        "not measured: {}; the others were",
+        failed.join(", ")
+    );
     Ok(())
 }

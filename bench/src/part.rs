@@ -47,6 +47,11 @@ impl Part {
         Self::ALL.into_iter().filter(chosen)
     }
 
+    /// By the name that a user gives it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| part.to_string() == name)
+    }
+
     /// # Errors
     /// When something is not measured as its row says.
     pub fn measure(self, parts: &Parts, report: &mut Report) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// The one in the middle.
 pub fn median(samples: &[f64]) -> f64 {
@@ -35,7 +35,7 @@ pub struct Peer {
 }
 
 pub struct Figure {
-    /// Which part of the benchmark found it.
+    /// The table it is a row of.
     pub part: &'static str,
     /// What was measured, with its unit.
     pub name: String,
@@ -141,7 +141,7 @@ impl Report {
     /// Never: the table is text in memory.
     pub fn show(&self) -> Result<String> {
         let mut table = tabwriter::TabWriter::new(Vec::new()).padding(2);
-        // A part that was measured in several goes is shown in one piece.
+        // A table that was measured in several goes is shown in one piece.
         let first = |part: &str| self.figures.iter().position(|figure| figure.part == part);
         let mut figures: Vec<&Figure> = self.figures.iter().collect();
         figures.sort_by_key(|figure| first(figure.part));
@@ -181,7 +181,8 @@ impl Report {
         Ok(String::from_utf8(table.into_inner()?)?)
     }
 
-    pub fn json(&self) -> Value {
+    /// The figures, and the further tables by their names.
+    pub fn json(&self) -> Map<String, Value> {
         let figures = self.figures.iter().map(|figure| {
             json!({
                 "part": figure.part,
@@ -195,14 +196,10 @@ impl Report {
                 "detail": figure.detail,
             })
         });
-        let mut json = json!({
-            "machine": crate::machine::describe(),
-            "figures": figures.collect::<Vec<_>>(),
-        });
-        for (name, table) in &self.tables {
-            json[name] = table.clone();
-        }
-        json
+        let figures = ("figures".to_owned(), Value::Array(figures.collect()));
+        let tables = self.tables.iter();
+        let tables = tables.map(|(name, table)| ((*name).to_owned(), table.clone()));
+        tables.chain([figures]).collect()
     }
 }
 

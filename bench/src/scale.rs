@@ -32,7 +32,10 @@ const LOOK: Duration = Duration::from_millis(1);
 pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
     let lab = cluster(parts, 3, 1, Wiring::Switch, "tc")?;
     let api = Api::at(&lab.node(1).socket());
-    step(&format!("starting {SERVICES} services"), || populate(&api))?;
+    let whoami = parts.objects.whoami.to_str().context("a path")?;
+    step(&format!("starting {SERVICES} services"), || {
+        populate(&api, whoami)
+    })?;
     lab.settle()?;
     let rounds = if parts.quick { 10 } else { 50 };
     let (mut ups, mut downs) = (Samples::default(), Samples::default());
@@ -89,7 +92,7 @@ struct Samples {
     done: Vec<f64>,
 }
 
-fn populate(api: &Api) -> Result<()> {
+fn populate(api: &Api, whoami: &str) -> Result<()> {
     for number in 0..SERVICES {
         let replicas = if number == 0 { 2 } else { 1 };
         let port = FIRST_PORT + number;
@@ -98,9 +101,7 @@ fn populate(api: &Api) -> Result<()> {
             &json!({
                 "Name": format!("s{number}"),
                 "TaskTemplate": {"ContainerSpec": {
-                    "Image": "host", "Command": ["sleep", "infinity"],
-                    // Ends at once when told to: the drain is what is measured.
-                    "Init": true,
+                    "Image": "host", "Command": [whoami, "80"],
                 }},
                 "Mode": {"Replicated": {"Replicas": replicas}},
                 "EndpointSpec": {"Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": port}]},
