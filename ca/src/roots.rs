@@ -6,7 +6,10 @@ use std::{fmt, sync::Arc};
 use model::token::JoinToken;
 use rustls::{RootCertStore, pki_types::CertificateDer};
 use sha2::{Digest, Sha256};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::{
+    error::X509Error,
+    prelude::{FromDer, X509Certificate},
+};
 
 use crate::{CaError, KeyId, certificates};
 
@@ -90,8 +93,14 @@ fn check_root(der: &CertificateDer<'_>) -> Result<(), CaError> {
     if !root.is_ca() {
         return Err(CaError::Root("it may not sign certificates"));
     }
-    root.verify_signature(None)
-        .map_err(|_| CaError::Root("it is not signed by itself"))?;
+    root.verify_signature(None).map_err(|error| {
+        CaError::Root(match error {
+            X509Error::SignatureUnsupportedAlgorithm => {
+                "its signature is of a kind that is not known here: want ECDSA on P-256 or P-384, or RSA"
+            }
+            _ => "it is not signed by itself",
+        })
+    })?;
     KeyId::of_subject(&root).ok_or(CaError::Root("it does not name its key"))?;
     Ok(())
 }

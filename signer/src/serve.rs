@@ -105,7 +105,7 @@ async fn answer(
         Conduct::Silent => std::future::pending().await,
         Conduct::Huge => text(StatusCode::OK, &" ".repeat(HUGE)),
         Conduct::Nonsense => text(StatusCode::OK, "<html>proxy</html>"),
-        Conduct::Refuse => failure("policy violation"),
+        Conduct::Refuse => failure(StatusCode::INTERNAL_SERVER_ERROR, "policy violation"),
         _ => sign(&body.to_bytes(), shared, conduct, caller),
     }
 }
@@ -117,11 +117,11 @@ fn sign(
     caller: Option<Caller>,
 ) -> Response<Full<Bytes>> {
     let Ok(request) = serde_json::from_slice::<issue::Request>(body) else {
-        return failure("not a request to sign");
+        return failure(StatusCode::BAD_REQUEST, "not a request to sign");
     };
     let signed = shared.authority.issue(&request, conduct);
     let (Some(certificate), Some(role)) = (signed, request.role()) else {
-        return failure("not a certificate request");
+        return failure(StatusCode::BAD_REQUEST, "not a certificate request");
     };
     shared.book().signed.push(Signed {
         node: request.node(),
@@ -133,10 +133,11 @@ fn sign(
     text(StatusCode::OK, &answer.to_string())
 }
 
-fn failure(message: &str) -> Response<Full<Bytes>> {
+/// As CFSSL's: with a status of its own, and the reason in the same envelope.
+fn failure(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
     let errors = json!([{"code": 5200, "message": message}]);
     let answer = json!({"success": false, "result": null, "errors": errors, "messages": []});
-    text(StatusCode::OK, &answer.to_string())
+    text(status, &answer.to_string())
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {

@@ -52,6 +52,14 @@ impl Cluster {
         Self::with("tc", 1500, nodes, managers)
     }
 
+    /// Nodes on which no agent runs yet, and which are in no cluster.
+    ///
+    /// # Errors
+    /// What the lab could not do.
+    pub fn of_strangers(nodes: u8) -> Result<Self> {
+        Self::lab("tc", 1500, nodes, 1)
+    }
+
     /// Of two managers and a worker, whose certificates are signed by an external CA on the client's
     /// host.
     ///

@@ -40,7 +40,10 @@ const BUILD: &[Package] = &[
     package("llvm-22-dev", "/usr/lib/llvm-22/bin/llvm-config"),
     package("gcc", "/usr/bin/cc"),
 ];
-const TEST: &[Package] = &[package("docker.io", "docker")];
+const TEST: &[Package] = &[
+    package("docker.io", "docker"),
+    package("golang-cfssl", "cfssl"),
+];
 /// For tests under another kernel.
 const MACHINE: &[Package] = &[
     package("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),

@@ -102,6 +102,12 @@ pub(crate) fn read(body: &[u8]) -> Result<String, AnswerError> {
     }
 }
 
+/// Whether CFSSL says what is wrong. It does so with other statuses than 200.
+pub(super) fn is_refusal(body: &[u8]) -> bool {
+    let answer = serde_json::from_slice::<Answer>(body);
+    answer.is_ok_and(|answer| !answer.success && !answer.errors.is_empty())
+}
+
 fn reasons(messages: &[Message]) -> String {
     let texts = messages.iter().map(|message| message.message.as_str());
     let texts: Vec<_> = texts.filter(|text| !text.is_empty()).collect();

@@ -1,6 +1,6 @@
 //! One request and its answer, on a connection of its own: there are few.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -15,8 +15,11 @@ use rustls::{ClientConfig, client::Resumption, version::TLS13};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{Endpoint, External};
-use crate::{CaError, tls::provider};
+use super::{Endpoint, External, answer};
+use crate::{
+    CaError,
+    tls::{failure::refuses_certificate, provider},
+};
 
 /// For an authority to answer, as in SwarmKit.
 const WAIT: Duration = Duration::from_secs(5);
@@ -38,19 +41,65 @@ pub enum ExchangeError {
     Certificates(#[from] CaError),
     #[error("the connection broke: {0}")]
     Broken(#[source] hyper::Error),
+    #[error(
+        "it demands a client certificate, and the first manager has none before it is signed for: \
+         name a server of the same CA that demands none, which only this node may reach, and the \
+         other one afterwards, with `swarmnet update --external-ca …`"
+    )]
+    Demands,
+    #[error(
+        "it does not take the certificate of this manager: have it believe clients whose \
+         certificates are signed by what `swarmnet ca` shows (`cfssl serve -mutual-tls-ca`)"
+    )]
+    Stranger,
     #[error("its answer is longer than {ANSWER_BYTES_MAX} bytes")]
     Long,
     #[error("it answers {status}: {text}")]
     Status { status: StatusCode, text: String },
 }
 
-/// Posts `body`, which is JSON, and gives what is answered.
+/// What an authority answered.
+pub(super) struct Answer {
+    status: StatusCode,
+    body: Bytes,
+}
+
+impl Answer {
+    /// # Errors
+    /// Another status than 200, unless it comes with a refusal of CFSSL's, which says more.
+    pub(super) fn body(self) -> Result<Bytes, ExchangeError> {
+        match self.status == StatusCode::OK || answer::is_refusal(&self.body) {
+            true => Ok(self.body),
+            false => Err(self.into_error()),
+        }
+    }
+
+    /// # Errors
+    /// Nothing is at the path, or nothing for this manager.
+    pub(super) fn found(self) -> Result<(), ExchangeError> {
+        match self.status {
+            StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(self.into_error())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn into_error(self) -> ExchangeError {
+        let text = String::from_utf8_lossy(&self.body);
+        let text = text.trim().chars().take(REFUSAL_CHARS_MAX).collect();
+        let status = self.status;
+        ExchangeError::Status { status, text }
+    }
+}
+
+/// Posts `body`, which is JSON, to a server that the roots vouch for, and gives what is answered.
 pub(super) async fn post(
     endpoint: &Endpoint,
     external: &External<'_>,
     body: Vec<u8>,
-) -> Result<Bytes, ExchangeError> {
-    in_time(async {
+) -> Result<Answer, ExchangeError> {
+    let posted = tokio::time::timeout(WAIT, async {
         let stream = secured(endpoint, external).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
@@ -65,23 +114,18 @@ pub(super) async fn post(
             // It goes on until the answer is read, unless it breaks.
             Err(broken) = connection => Err(ExchangeError::Broken(broken)),
         }
-    })
-    .await
-}
-
-/// A connection to a server that the roots vouch for.
-pub(super) async fn connect(
-    endpoint: &Endpoint,
-    external: &External<'_>,
-) -> Result<TlsStream<TcpStream>, ExchangeError> {
-    in_time(secured(endpoint, external)).await
-}
-
-async fn in_time<T>(
-    work: impl Future<Output = Result<T, ExchangeError>>,
-) -> Result<T, ExchangeError> {
-    let done = tokio::time::timeout(WAIT, work).await;
-    done.unwrap_or(Err(ExchangeError::Late))
+    });
+    posted
+        .await
+        .unwrap_or(Err(ExchangeError::Late))
+        .map_err(|error| match &error {
+            // TLS 1.3 tells a client only after its handshake what becomes of its certificate.
+            ExchangeError::Broken(broken) if refuses_certificate(broken) => match external.caller {
+                None => ExchangeError::Demands,
+                Some(_) => ExchangeError::Stranger,
+            },
+            _ => error,
+        })
 }
 
 async fn secured(
@@ -117,7 +161,7 @@ fn request(endpoint: &Endpoint, body: Vec<u8>) -> Request<Full<Bytes>> {
         .expect("path and authority were parsed as parts of a URL")
 }
 
-async fn read(response: Response<Incoming>) -> Result<Bytes, ExchangeError> {
+async fn read(response: Response<Incoming>) -> Result<Answer, ExchangeError> {
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
     let body = match body.collect().await {
@@ -129,10 +173,5 @@ async fn read(response: Response<Incoming>) -> Result<Bytes, ExchangeError> {
             return Err(ExchangeError::Broken(*broken));
         }
     };
-    if status != StatusCode::OK {
-        let text = String::from_utf8_lossy(&body);
-        let text = text.trim().chars().take(REFUSAL_CHARS_MAX).collect();
-        return Err(ExchangeError::Status { status, text });
-    }
-    Ok(body)
+    Ok(Answer { status, body })
 }

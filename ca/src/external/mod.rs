@@ -42,8 +42,8 @@ impl External<'_> {
         let mut failures = ExternalError::default();
         for endpoint in self.endpoints {
             let signed = async {
-                let body = exchange::post(endpoint, self, answer::body(request, subject)).await?;
-                let chain_pem = answer::read(&body)?;
+                let answer = exchange::post(endpoint, self, answer::body(request, subject)).await?;
+                let chain_pem = answer::read(&answer.body()?)?;
                 answer::check(&chain_pem, request, subject, self.roots, Timestamp::now())?;
                 Ok(chain_pem)
             };
@@ -55,15 +55,17 @@ impl External<'_> {
         Err(failures)
     }
 
-    /// Whether one of them is there, with a server that the roots vouch for. Nothing is signed.
+    /// Whether one of them is there, with a server that the roots vouch for, and hears this manager.
+    /// It is asked to sign nothing.
     ///
     /// # Errors
     /// Why none is.
     pub async fn reach(&self) -> Result<(), ExternalError> {
         let mut failures = ExternalError::default();
         for endpoint in self.endpoints {
-            match exchange::connect(endpoint, self).await {
-                Ok(_) => return Ok(()),
+            let answer = exchange::post(endpoint, self, b"{}".to_vec()).await;
+            match answer.and_then(exchange::Answer::found) {
+                Ok(()) => return Ok(()),
                 Err(failure) => failures.add(endpoint, failure.into()),
             }
         }

@@ -16,6 +16,27 @@ pub fn reason(error: &(dyn Error + 'static)) -> Option<String> {
     })
 }
 
+/// Whether `error` or one of its causes is the peer's alert that it wants a certificate from us, or
+/// another one (RFC 8446, 6.2).
+pub(crate) fn refuses_certificate(error: &(dyn Error + 'static)) -> bool {
+    let alert = causes(error).find_map(|cause| match tls_error(cause) {
+        Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
+        _ => None,
+    });
+    matches!(
+        alert,
+        Some(
+            AlertDescription::CertificateRequired
+                // Of Go's servers, until 1.21, to who shows none.
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnknownCA
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::CertificateExpired
+                | AlertDescription::AccessDenied
+        )
+    )
+}
+
 /// HTTP/2 keeps only the text of what went wrong below it.
 fn alert(error: &(dyn Error + 'static)) -> Option<AlertDescription> {
     let text = error.to_string();
