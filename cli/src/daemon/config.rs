@@ -33,11 +33,12 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DIR")]
     images_dir: Option<PathBuf>,
     /// What to log, such as info,swarmnet_agent=debug
+    // At `info`, openraft tells of each heartbeat of its leader, four a second.
     #[arg(
         long,
         value_name = "FILTER",
         env = "SWARMNET_LOG",
-        default_value = "info"
+        default_value = "info,openraft=error"
     )]
     log: String,
 }
