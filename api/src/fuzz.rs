@@ -14,6 +14,7 @@ use model::{
     spec::{ClusterSpec, NodeSpec, ServiceMode},
 };
 use store::{State, Transaction};
+use tokio::time::Instant;
 
 use crate::{
     ApiError, HostPort, Remote, convert,
@@ -49,7 +50,8 @@ pub fn bodies(data: &[u8]) {
             _ => node(body),
         };
     }
-    managers.settle();
+    managers.now += LATER;
+    managers.clock += LATER;
     managers.now += LATER;
     managers.settle();
 }
@@ -76,6 +78,8 @@ struct Managers {
     state: Arc<State>,
     pipeline: Pipeline,
     now: Timestamp,
+    /// The same, for delays.
+    clock: Instant,
 }
 
 impl Managers {
@@ -84,6 +88,7 @@ impl Managers {
             state: Arc::default(),
             pipeline: Pipeline::default(),
             now: "2026-01-01T00:00:00Z".parse().expect("a timestamp"),
+            clock: Instant::now(),
         };
         managers.start(ClusterSpec::default(), DataPathConfig::default());
         managers
@@ -118,7 +123,8 @@ impl Managers {
         for _ in 0..STEPS_MAX {
             let before = self.state.version();
             let mut pipeline = std::mem::take(&mut self.pipeline);
-            let _ = self.write(|tx| Ok::<_, ApiError>(pipeline.step(tx)));
+            let clock = self.clock;
+            let _ = self.write(|tx| Ok::<_, ApiError>(pipeline.step(tx, clock)));
             self.pipeline = pipeline;
             if self.state.version() == before {
                 return;

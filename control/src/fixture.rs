@@ -1,6 +1,6 @@
 //! Objects for tests.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use model::{
@@ -12,6 +12,7 @@ use model::{
     spec::{ContainerSpec, NodeSpec, PortSpec, Protocol, PublishMode, ServiceMode, ServiceSpec},
 };
 use store::{Change, State, Transaction};
+use tokio::time::Instant;
 
 /// When tests begin.
 pub fn epoch() -> Timestamp {
@@ -102,6 +103,7 @@ pub fn port(published: Option<u16>, target: u16) -> PortSpec {
 pub struct World {
     pub state: Arc<State>,
     pub now: Timestamp,
+    begun: Instant,
     /// By how much the leader's clock is ahead.
     pub skew: SignedDuration,
     /// Since they were last taken.
@@ -114,6 +116,7 @@ impl World {
         let mut world = Self {
             state: Arc::default(),
             now: epoch(),
+            begun: Instant::now(),
             skew: SignedDuration::ZERO,
             changes: Vec::new(),
         };
@@ -122,6 +125,12 @@ impl World {
             crate::allocator::create_ingress(tx).unwrap();
         });
         world
+    }
+
+    /// The time that has passed, by a clock that nobody sets.
+    pub fn clock(&self) -> Instant {
+        let passed = self.now.duration_since(epoch());
+        self.begun + Duration::try_from(passed).expect("time goes forward")
     }
 
     /// Runs a transaction and applies it.

@@ -1,7 +1,6 @@
 //! The pipeline with simulated agents and a simulated clock: a seed gives the history, except for
 //! ties that are broken by ids, which are random.
 
-use jiff::Timestamp;
 use model::{
     NodeId, ServiceId, TaskState,
     object::{Node, NodeState, Service, Task},
@@ -28,7 +27,7 @@ pub struct Sim {
     pub failure: f64,
     /// Tasks whose arguments have this word cannot be prepared.
     pub broken: Option<String>,
-    wake: Option<Timestamp>,
+    wake: Option<Duration>,
 }
 
 impl Sim {
@@ -128,7 +127,9 @@ impl Sim {
         for _ in 0..STEPS_MAX {
             let before = self.world.state.version();
             let pipeline = &mut self.pipeline;
-            self.wake = self.world.write(|tx| pipeline.step(tx));
+            let now = self.world.clock();
+            let wake = self.world.write(|tx| pipeline.step(tx, now));
+            self.wake = wake.map(|at| at.saturating_duration_since(now));
             if self.world.state.version() == before {
                 return;
             }
@@ -235,12 +236,12 @@ impl Sim {
     /// Jumps to the next time that the pipeline asked for, with no agent in between.
     pub fn jump(&mut self) {
         self.settle();
-        self.world.now = self.wake.expect("the pipeline waits for something");
+        self.world.now += self.wake.expect("the pipeline waits for something");
         self.settle();
     }
 
-    /// When the pipeline wants to be run again.
-    pub fn wake(&mut self) -> Option<Timestamp> {
+    /// In how long the pipeline wants to be run again.
+    pub fn wake(&mut self) -> Option<Duration> {
         self.settle();
         self.wake
     }
@@ -304,8 +305,9 @@ impl Sim {
 
     /// The orchestrator alone finds nothing to do in this state.
     pub fn assert_quiet(&mut self) {
+        let now = self.world.clock();
         self.world.write(|tx| {
-            Orchestrator::default().step(tx);
+            Orchestrator::default().step(tx, now);
             assert!(tx.is_empty());
         });
     }

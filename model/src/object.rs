@@ -91,6 +91,10 @@ pub struct Meta {
     /// read at that version or later may be edited: what else changed since is not the user's.
     #[serde(default)]
     pub edited: Version,
+    /// Version that made the object, which tells what was made before what, as dates by several
+    /// leaders' clocks do not. Zero for what was made before objects had it.
+    #[serde(default)]
+    pub created: Version,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -101,6 +105,7 @@ impl Meta {
         Self {
             version: Version(0),
             edited: Version(0),
+            created: Version(0),
             created_at: now,
             updated_at: now,
         }
@@ -368,6 +373,10 @@ pub struct Vip {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateStatus {
     pub state: UpdateState,
+    /// Version at which it began: tasks made by that or a later one are its own. Zero for one that began
+    /// before updates had it.
+    #[serde(default)]
+    pub since: Version,
     pub started_at: Timestamp,
     pub completed_at: Option<Timestamp>,
     pub message: String,

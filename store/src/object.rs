@@ -157,13 +157,12 @@ impl Object {
                 Arc::make_mut(service).spec_version = spec_version;
             }
         }
-        let created_at = base
-            .meta(self.key())
-            .map_or(stamp.at, |meta| meta.created_at);
+        let before = base.meta(self.key());
         let meta = Meta {
             version: stamp.version,
             edited: self.edited(base, stamp.version),
-            created_at,
+            created: before.map_or(stamp.version, |meta| meta.created),
+            created_at: before.map_or(stamp.at, |meta| meta.created_at),
             updated_at: stamp.at,
         };
         // Applying the changes of a transaction finds them stamped already: no copy then.

@@ -27,7 +27,7 @@ pub fn step(tx: &mut Transaction) {
     if waiting.is_empty() {
         return;
     }
-    waiting.sort_by_key(|task| (task.meta.created_at, task.slot, task.id));
+    waiting.sort_by_key(|task| (task.meta.created, task.slot, task.id));
     let mut book = AddressBook::of(tx.state());
     let mut served = 0;
     for task in waiting {

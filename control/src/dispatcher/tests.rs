@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use model::{NodeId, TaskState, codec, object::Task, spec::NetworkSpec};
 use store::{Store, StoreConfig};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -128,7 +129,7 @@ async fn fill(store: &Store, services: usize) -> NodeId {
     let mut pipeline = Pipeline::default();
     store
         .write(|tx| {
-            pipeline.step(tx);
+            pipeline.step(tx, Instant::now());
             Ok::<_, std::convert::Infallible>(())
         })
         .await

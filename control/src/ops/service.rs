@@ -64,6 +64,7 @@ pub fn rollback(tx: &mut Transaction, id: ServiceId, version: Version) -> Result
     allocator::allocate_service(tx, &mut service)?;
     service.update_status = Some(UpdateStatus {
         state: UpdateState::RollbackStarted,
+        since: tx.version(),
         started_at: tx.now(),
         completed_at: None,
         message: "manually requested rollback".to_owned(),

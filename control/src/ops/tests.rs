@@ -242,6 +242,7 @@ fn updates_keep_name_and_mode_and_order() {
         let mut service = Service::clone(&read);
         service.update_status = Some(UpdateStatus {
             state: UpdateState::Updating,
+            since: tx.version(),
             started_at: tx.now(),
             completed_at: None,
             message: String::new(),

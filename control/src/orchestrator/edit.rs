@@ -1,14 +1,15 @@
 //! The few ways in which the orchestrator changes the state.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use model::{
-    TaskId, TaskState,
+    TaskId, TaskState, Version,
     object::{Meta, Service, Task, TaskStatus},
     spec::{PortSpec, PublishMode},
 };
 use store::{Key, State, Transaction};
+use tokio::time::Instant;
 
 use super::slot::SlotKey;
 
@@ -17,15 +18,38 @@ pub(super) struct Editor<'a> {
     tx: &'a mut Transaction,
     writes: usize,
     writes_max: usize,
-    wake: Option<Timestamp>,
+    now: Instant,
+    waiting: &'a mut Waiting,
+    wake: Option<Instant>,
+}
+
+/// Tasks that wait to be started, with when they were first seen to. Delays are measured from there: a
+/// date that another leader wrote tells its own clock, so the next one measures anew.
+#[derive(Debug, Default)]
+pub(super) struct Waiting(HashMap<TaskId, Instant>);
+
+impl Waiting {
+    /// Forgets those that wait no more.
+    pub(super) fn retain(&mut self, state: &State) {
+        let waits = |task: &Task| task.desired == TaskState::Ready;
+        self.0
+            .retain(|id, _| state.task(*id).is_some_and(|task| waits(task)));
+    }
 }
 
 impl<'a> Editor<'a> {
-    pub(super) fn new(tx: &'a mut Transaction, writes_max: usize) -> Self {
+    pub(super) fn new(
+        tx: &'a mut Transaction,
+        writes_max: usize,
+        now: Instant,
+        waiting: &'a mut Waiting,
+    ) -> Self {
         Self {
             tx,
             writes: 0,
             writes_max,
+            now,
+            waiting,
             wake: None,
         }
     }
@@ -34,8 +58,24 @@ impl<'a> Editor<'a> {
         self.tx.state()
     }
 
-    pub(super) fn now(&self) -> Timestamp {
+    /// For delays.
+    pub(super) fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// By this leader's clock, for a person to read.
+    pub(super) fn date(&self) -> Timestamp {
         self.tx.now()
+    }
+
+    /// That of what is written here.
+    pub(super) fn version(&self) -> Version {
+        self.tx.version()
+    }
+
+    /// When the task was first seen to wait.
+    pub(super) fn waits_since(&mut self, task: &Task) -> Instant {
+        *self.waiting.0.entry(task.id).or_insert(self.now)
     }
 
     pub(super) fn tx(&mut self) -> &mut Transaction {
@@ -53,15 +93,15 @@ impl<'a> Editor<'a> {
     }
 
     /// Asks for a step at `at`.
-    pub(super) fn wake_at(&mut self, at: Timestamp) {
+    pub(super) fn wake_at(&mut self, at: Instant) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
-    pub(super) fn take_wake(&mut self) -> Option<Timestamp> {
+    pub(super) fn take_wake(&mut self) -> Option<Instant> {
         self.wake.take()
     }
 
-    pub(super) fn wake(&self) -> Option<Timestamp> {
+    pub(super) fn wake(&self) -> Option<Instant> {
         self.wake
     }
 
@@ -103,7 +143,7 @@ impl<'a> Editor<'a> {
 
     /// A new task of the service's newest spec.
     pub(super) fn create(&mut self, service: &Service, key: SlotKey, desired: TaskState) {
-        let now = self.now();
+        let now = self.date();
         let service = self.service(service);
         let (slot, node) = match key {
             SlotKey::Number(number) => (Some(number), None),

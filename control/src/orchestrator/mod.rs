@@ -21,24 +21,25 @@ mod slot;
 mod tests;
 mod update;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, mem, sync::Arc};
 
-use jiff::Timestamp;
 use model::{ServiceId, Version, object::Service, spec::ServiceMode};
 use store::{State, Transaction};
+use tokio::time::Instant;
 
-use edit::Editor;
+use edit::{Editor, Waiting};
 use slot::Slots;
 use update::Observations;
 
 /// Changes in one transaction, about: a slot is always dealt with whole.
 const CHANGES_MAX: usize = 500;
 
-/// The stage. What it holds are observations of running updates, which a new one makes anew, and
-/// which services there was nothing to do for.
+/// The stage. What it holds are observations of running updates and of waiting tasks, which a new one
+/// makes anew, and which services there was nothing to do for.
 #[derive(Debug, Default)]
 pub struct Orchestrator {
     observations: HashMap<ServiceId, Observations>,
+    waiting: Waiting,
     quiet: HashMap<ServiceId, Quiet>,
 }
 
@@ -46,7 +47,7 @@ pub struct Orchestrator {
 #[derive(Debug)]
 struct Quiet {
     judged: Fingerprint,
-    wake: Option<Timestamp>,
+    wake: Option<Instant>,
 }
 
 /// Numbers that differ when the objects do: a write raises the highest version, a removal lowers
@@ -60,11 +61,18 @@ struct Fingerprint {
 }
 
 impl Orchestrator {
-    /// Writes what follows from the state at `tx.now()`; returns when a delay is over next.
-    pub fn step(&mut self, tx: &mut Transaction) -> Option<Timestamp> {
-        let mut editor = Editor::new(tx, CHANGES_MAX);
-        reaper::orphan_tasks_of_lost_nodes(&mut editor);
-        reaper::remove_tasks_of_lost_services(&mut editor);
+    /// Writes what follows from the state at `now`; returns when a delay is over next.
+    pub fn step(&mut self, tx: &mut Transaction, now: Instant) -> Option<Instant> {
+        let mut waiting = mem::take(&mut self.waiting);
+        waiting.retain(tx.state());
+        let wake = self.step_with(&mut Editor::new(tx, CHANGES_MAX, now, &mut waiting));
+        self.waiting = waiting;
+        wake
+    }
+
+    fn step_with(&mut self, editor: &mut Editor<'_>) -> Option<Instant> {
+        reaper::orphan_tasks_of_lost_nodes(editor);
+        reaper::remove_tasks_of_lost_services(editor);
         let services: Vec<Arc<Service>> = editor.state().services().cloned().collect();
         self.forget_lost(editor.state());
         let nodes = count_and_newest(editor.state().nodes().map(|node| node.meta.version));
@@ -72,9 +80,9 @@ impl Orchestrator {
             if editor.is_exhausted() {
                 break;
             }
-            self.step_unless_quiet(&mut editor, &service, nodes);
+            self.step_unless_quiet(editor, &service, nodes);
         }
-        reaper::delete_removed(&mut editor);
+        reaper::delete_removed(editor);
         editor.wake()
     }
 
@@ -120,7 +128,7 @@ impl Orchestrator {
         }
         let mut slots = Slots::of(editor, service.id);
         let observations = self.observations.entry(service.id).or_default();
-        observations.observe(service, &slots);
+        observations.observe(service, &slots, editor.now());
         let kept = match service.spec.mode {
             ServiceMode::Replicated { replicas } => {
                 replicated::step(editor, service, &slots, replicas)

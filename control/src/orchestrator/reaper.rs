@@ -19,7 +19,8 @@ const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Tasks whose node was removed, or has been down for a day: nobody will report their end.
 pub(super) fn orphan_tasks_of_lost_nodes(editor: &mut Editor<'_>) {
-    let now = editor.now();
+    // By dates: a day is long beside what leaders' clocks differ by, and no leader may last so long.
+    let now = editor.date();
     let is_lost = |state: &State, task: &Task| {
         let Some(id) = task.node else { return false };
         state.node(id).is_none_or(|node| {
@@ -36,7 +37,10 @@ pub(super) fn orphan_tasks_of_lost_nodes(editor: &mut Editor<'_>) {
         .map(|node| node.meta.updated_at + ORPHANED_AFTER)
         .filter(|at| *at > now)
         .collect();
-    down.into_iter().for_each(|at| editor.wake_at(at));
+    for at in down {
+        let left = Duration::try_from(at.duration_since(now)).expect("it is later");
+        editor.wake_at(editor.now() + left);
+    }
     for task in lost {
         let mut task = Task::clone(&task);
         task.status.state = TaskState::Orphaned;
@@ -121,6 +125,6 @@ fn is_watched(service: &Service, slot: &Slot, task: &Task) -> bool {
         status.state,
         UpdateState::Completed | UpdateState::RollbackCompleted
     );
-    let first = slot.first_attempt(service.spec_version, status.started_at);
+    let first = slot.first_attempt(service.spec_version, status.since);
     !is_over && first.is_some_and(|first| first.id == task.id)
 }

@@ -3,13 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use model::{
     TaskState,
     object::{Service, Task},
     spec::{RESTART_DELAY_DEFAULT, UpdateOrder},
 };
 use store::State;
+use tokio::time::Instant;
 
 use super::{
     edit::Editor,
@@ -27,7 +27,7 @@ pub(super) fn step(editor: &mut Editor<'_>, service: &Service, key: SlotKey, slo
     if is_settled(editor.state(), service, slot) {
         return;
     }
-    if let Some(at) = held_until(slot).filter(|at| *at > editor.now()) {
+    if let Some(at) = held_until(editor, slot).filter(|at| *at > editor.now()) {
         return editor.wake_at(at);
     }
     retire_ended(editor, slot);
@@ -58,10 +58,10 @@ fn is_settled(state: &State, service: &Service, slot: &Slot) -> bool {
 
 /// A task that ended while it waited for its restart delay (its image is missing, say) is replaced
 /// when that is over, not at once: each attempt costs the delay.
-fn held_until(slot: &Slot) -> Option<Timestamp> {
+fn held_until(editor: &mut Editor<'_>, slot: &Slot) -> Option<Instant> {
     let held = |task: &&Arc<Task>| task.desired == TaskState::Ready && has_ended(task);
     let task = slot.tasks().iter().rfind(held)?;
-    delayed_until(slot, task)
+    delayed_until(editor, slot, task)
 }
 
 fn retire_ended(editor: &mut Editor<'_>, slot: &Slot) {
@@ -160,7 +160,7 @@ fn restart(editor: &mut Editor<'_>, service: &Service, slot: &Slot, key: SlotKey
 pub(super) fn start_when_due(editor: &mut Editor<'_>, slot: &Slot) {
     for task in slot.tasks() {
         if is_alive(task) && task.desired == TaskState::Ready {
-            match due(editor.state(), slot, task) {
+            match due(editor, slot, task) {
                 Some(at) if at > editor.now() => editor.wake_at(at),
                 _ => editor.want(task, TaskState::Running),
             }
@@ -169,22 +169,23 @@ pub(super) fn start_when_due(editor: &mut Editor<'_>, slot: &Slot) {
 }
 
 /// When the task may start at the latest; `None` is now.
-fn due(state: &State, slot: &Slot, task: &Task) -> Option<Timestamp> {
+fn due(editor: &mut Editor<'_>, slot: &Slot, task: &Task) -> Option<Instant> {
+    let since = editor.waits_since(task);
     let stopped = slot
         .tasks()
         .iter()
-        .filter(|other| is_stopping(state, other))
+        .filter(|other| is_stopping(editor.state(), other))
         .map(|other| {
             let grace = other.spec.container.stop_grace_period_or_default();
-            task.meta.created_at + STOP_WAIT_MAX + grace
+            since + STOP_WAIT_MAX + grace
         })
         .max();
-    stopped.max(delayed_until(slot, task))
+    stopped.max(delayed_until(editor, slot, task))
 }
 
-fn delayed_until(slot: &Slot, task: &Task) -> Option<Timestamp> {
+fn delayed_until(editor: &mut Editor<'_>, slot: &Slot, task: &Task) -> Option<Instant> {
     let before = slot.older_than(task).next_back()?;
     let is_restart = before.spec_version == task.spec_version && ended_itself(before);
     let delay = policy(before).delay.unwrap_or(RESTART_DELAY_DEFAULT);
-    is_restart.then(|| task.meta.created_at + delay)
+    is_restart.then(|| editor.waits_since(task) + delay)
 }

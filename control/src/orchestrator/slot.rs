@@ -5,7 +5,6 @@ use std::{
     sync::Arc,
 };
 
-use jiff::Timestamp;
 use model::{
     NodeId, ServiceId, TaskState, Version,
     object::{NodeState, Task},
@@ -70,11 +69,11 @@ pub(super) fn policy(task: &Task) -> RestartPolicy {
     task.spec.restart.clone().unwrap_or_default()
 }
 
-/// By age. Endpoint ids only grow, unlike clocks; who has none yet is newest.
-fn age(task: &Task) -> (u32, Timestamp) {
+/// By age. Versions and endpoint ids only grow, unlike clocks; who has no endpoint yet is newest.
+fn age(task: &Task) -> (Version, u32) {
     (
+        task.meta.created,
         task.endpoint.map_or(u32::MAX, |endpoint| endpoint.0),
-        task.meta.created_at,
     )
 }
 
@@ -113,7 +112,8 @@ impl Slot {
         condition && (!ended_itself(task) || self.has_attempts_left(task, &policy))
     }
 
-    /// Earlier ends of the same spec each cost an attempt, within the window before this end.
+    /// Earlier ends of the same spec each cost an attempt, within the window before this end. By the dates
+    /// that agents gave, so that no change of leaders starts a slot again that has none left.
     fn has_attempts_left(&self, task: &Task, policy: &RestartPolicy) -> bool {
         if policy.max_attempts == 0 {
             return true;
@@ -144,11 +144,11 @@ impl Slot {
                 .is_some_and(|newest| !self.may_restart_after(newest))
     }
 
-    /// The first task that was made for `version` at or after `since`.
-    pub(super) fn first_attempt(&self, version: Version, since: Timestamp) -> Option<&Arc<Task>> {
+    /// The first task that was made for `version` in or after the transaction `since`.
+    pub(super) fn first_attempt(&self, version: Version, since: Version) -> Option<&Arc<Task>> {
         self.0
             .iter()
-            .find(|task| task.spec_version == version && task.meta.created_at >= since)
+            .find(|task| task.spec_version == version && task.meta.created >= since)
     }
 }
 

@@ -1,5 +1,6 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use jiff::SignedDuration;
 use model::{
     NodeId, ServiceId, TaskState,
     object::{Task, UpdateState},
@@ -73,7 +74,7 @@ fn failed_task_is_replaced_in_its_slot_after_the_delay() {
     let next = sim.wanted(id)[1].clone();
     assert_eq!((next.slot, next.desired), (Some(2), TaskState::Ready));
     assert_eq!(next.status.state, TaskState::Assigned);
-    assert_eq!(sim.wake(), Some(sim.world.now + secs(5)));
+    assert_eq!(sim.wake(), Some(secs(5)));
 
     sim.world.now += Duration::from_millis(4999);
     sim.settle();
@@ -85,6 +86,31 @@ fn failed_task_is_replaced_in_its_slot_after_the_delay() {
         (old.desired, old.status.state),
         (TaskState::Shutdown, TaskState::Failed)
     );
+}
+
+/// Another manager leads, by a clock that is so far ahead.
+fn lead_by(sim: &mut Sim, seconds: i64) {
+    sim.restart_manager();
+    sim.world.skew = SignedDuration::from_secs(seconds);
+}
+
+/// Of a leader before, and of the one after it.
+const CLOCKS: [[i64; 2]; 2] = [[60, -60], [-60, 60]];
+
+#[test]
+fn restart_delay_is_neither_longer_nor_shorter_by_the_next_leaders_clock() {
+    for [before, after] in CLOCKS {
+        let mut sim = Sim::new(1, 1);
+        lead_by(&mut sim, before);
+        let id = running(&mut sim, fixture::service("web", 1, &[]));
+        let victim = sim.running(id)[0].clone();
+        end(&mut sim, &victim, TaskState::Failed);
+        lead_by(&mut sim, after);
+        sim.run_for(secs(4));
+        assert_eq!(sim.wanted(id)[0].desired, TaskState::Ready, "{after}");
+        sim.run_for(secs(2));
+        assert_eq!(sim.wanted(id)[0].desired, TaskState::Running, "{after}");
+    }
 }
 
 #[test]
@@ -545,6 +571,42 @@ fn failing_update_pauses_and_names_the_task() {
     assert_eq!(status(&sim, id).unwrap().0, UpdateState::Completed);
 }
 
+/// What failed under a fast clock is not of the update that is resumed under a slow one.
+#[test]
+fn resumed_update_is_judged_by_its_own_tasks_whatever_leaders_clocks_say() {
+    for [before, after] in CLOCKS {
+        let mut sim = Sim::new(1, 3);
+        lead_by(&mut sim, before);
+        let id = running(&mut sim, with_restart(4, RestartPolicy::default()));
+        sim.broken = Some("bad".to_owned());
+        set_args(&mut sim, id, "bad");
+        sim.run_for(MINUTE);
+        assert_eq!(status(&sim, id).unwrap().0, UpdateState::Paused);
+        lead_by(&mut sim, after);
+        sim.broken = None;
+        sim.update(id, |_| {});
+        sim.run_for(MINUTE);
+        assert_eq!(status(&sim, id).unwrap().0, UpdateState::Completed);
+        assert_eq!(words(&sim.running(id)), ["bad"; 4]);
+    }
+}
+
+#[test]
+fn monitor_time_is_neither_longer_nor_shorter_by_the_next_leaders_clock() {
+    for [before, after] in CLOCKS {
+        let mut sim = Sim::new(1, 1);
+        lead_by(&mut sim, before);
+        let id = running(&mut sim, fixture::service("web", 1, &[]));
+        set_args(&mut sim, id, "new");
+        assert!(sim.run_until(MINUTE, |sim| words(&sim.running(id)) == ["new"]));
+        lead_by(&mut sim, after);
+        sim.run_for(secs(4));
+        assert_eq!(status(&sim, id).unwrap().0, UpdateState::Updating);
+        sim.run_for(secs(2));
+        assert_eq!(status(&sim, id).unwrap().0, UpdateState::Completed);
+    }
+}
+
 #[test]
 fn failing_start_first_update_takes_nothing_away() {
     let (mut sim, id) = broken_update(1, |update| update.order = UpdateOrder::StartFirst);
@@ -685,7 +747,7 @@ fn replacement_waits_for_a_slow_stop_but_not_for_ever() {
     sim.settle();
     // No agent reports: the old task's grace period is 10 s, and a minute more.
     assert_eq!(sim.wanted(id)[0].desired, TaskState::Ready);
-    assert_eq!(sim.wake(), Some(sim.world.now + secs(70)));
+    assert_eq!(sim.wake(), Some(secs(70)));
     sim.jump();
     assert_eq!(sim.wanted(id)[0].desired, TaskState::Running);
 }

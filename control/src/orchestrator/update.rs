@@ -2,18 +2,20 @@
 //! watches whether the new tasks last.
 //!
 //! All of an update's progress can be seen in the store: which slots still have a task of an older
-//! spec, and which have one that was made since the update began. Only when exactly a task began
-//! to run cannot; that is observed, and an orchestrator that was not there to see it takes a task
-//! that runs for one that began with its last write, and one that failed for an early failure.
+//! spec, and which have one that was made since the update began, by the version it began at. Only when
+//! a task began to run cannot: the clocks of the leaders who wrote it differ. That is observed, and an
+//! orchestrator that was not there to see it takes a task that runs for one that began when it looked
+//! first, and one that failed for an early failure.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::{
-    TaskId, TaskState,
+    TaskId, TaskState, Version,
     object::{Service, Task, UpdateState, UpdateStatus},
     spec::{FailureAction, UPDATE_MONITOR_DEFAULT, UpdateConfig, UpdateOrder},
 };
+use tokio::time::Instant;
 
 use super::{
     edit::{self, Editor},
@@ -25,6 +27,9 @@ use crate::allocator;
 #[derive(Debug, Clone)]
 struct Run {
     config: UpdateConfig,
+    /// Version at which it began.
+    since: Version,
+    /// For a person.
     started_at: Timestamp,
     is_rollback: bool,
 }
@@ -39,6 +44,7 @@ impl Run {
         };
         Some(Self {
             config: config.clone().unwrap_or_default(),
+            since: status.since,
             started_at: status.started_at,
             is_rollback,
         })
@@ -63,18 +69,18 @@ impl Run {
     }
 }
 
-/// What became of the first task that an update made in a slot.
+/// What became of the first task that an update made in a slot, and when that was seen.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
-    running: Option<Timestamp>,
-    ended: Option<Timestamp>,
+    running: Option<Instant>,
+    ended: Option<Instant>,
     /// Ended by itself before or within the monitor time.
     failed: bool,
 }
 
 impl Seen {
     /// When it began to run, or ended without.
-    fn reached(&self) -> Option<Timestamp> {
+    fn reached(&self) -> Option<Instant> {
         self.running.or(self.ended)
     }
 }
@@ -82,36 +88,35 @@ impl Seen {
 /// What was seen of the running update of one service.
 #[derive(Debug, Default)]
 pub(super) struct Observations {
-    started_at: Option<Timestamp>,
+    since: Option<Version>,
     seen: HashMap<TaskId, Seen>,
 }
 
 impl Observations {
     /// To be called on the state before anything is made of it.
-    pub(super) fn observe(&mut self, service: &Service, slots: &Slots) {
+    pub(super) fn observe(&mut self, service: &Service, slots: &Slots, now: Instant) {
         let run = Run::of(service);
-        let started_at = run.as_ref().map(|run| run.started_at);
-        if self.started_at != started_at {
-            self.started_at = started_at;
+        let since = run.as_ref().map(|run| run.since);
+        if self.since != since {
+            self.since = since;
             self.seen.clear();
         }
         let Some(run) = run else { return };
         for (_, slot) in slots.iter() {
-            if let Some(task) = slot.first_attempt(service.spec_version, run.started_at) {
-                self.see(task, run.monitor());
+            if let Some(task) = slot.first_attempt(service.spec_version, run.since) {
+                self.see(task, run.monitor(), now);
             }
         }
     }
 
-    fn see(&mut self, task: &Task, monitor: Duration) {
+    fn see(&mut self, task: &Task, monitor: Duration, now: Instant) {
         let seen = self.seen.entry(task.id).or_default();
-        let at = task.meta.updated_at;
         if seen.running.is_none() && task.status.state == TaskState::Running {
-            seen.running = Some(at);
+            seen.running = Some(now);
         }
         if seen.ended.is_none() && has_ended(task) {
-            let lasted = seen.running.is_some_and(|running| running + monitor <= at);
-            seen.ended = Some(at);
+            let lasted = seen.running.is_some_and(|running| running + monitor <= now);
+            seen.ended = Some(now);
             seen.failed = ended_itself(task) && !lasted;
         }
     }
@@ -211,7 +216,7 @@ fn made<'a>(
 ) -> Vec<(&'a Arc<Task>, Seen)> {
     slots
         .among(kept)
-        .filter_map(|(_, slot)| slot.first_attempt(service.spec_version, run.started_at))
+        .filter_map(|(_, slot)| slot.first_attempt(service.spec_version, run.since))
         .map(|task| (task, observations.of(task)))
         .collect()
 }
@@ -236,7 +241,8 @@ fn dirty<'a>(
 fn begin(editor: &mut Editor<'_>, service: &Service) -> Run {
     let status = UpdateStatus {
         state: UpdateState::Updating,
-        started_at: editor.now(),
+        since: editor.version(),
+        started_at: editor.date(),
         completed_at: None,
         message: "update in progress".to_owned(),
     };
@@ -305,7 +311,8 @@ fn roll_back_to_previous(
     allocator::allocate_service(editor.tx(), &mut service)?;
     service.update_status = Some(UpdateStatus {
         state: UpdateState::RollbackStarted,
-        started_at: editor.now(),
+        since: editor.version(),
+        started_at: editor.date(),
         completed_at: None,
         message: format!("update rolled back due to failure or early termination of task {failed}"),
     });
@@ -315,15 +322,15 @@ fn roll_back_to_previous(
 
 /// Nothing is left to be replaced: done when the last new task has run for the monitor time.
 fn finish(editor: &mut Editor<'_>, service: &Service, run: &Run, made: &[(&Arc<Task>, Seen)]) {
-    let mut done_at = run.started_at;
+    let mut done_at = None;
     for (_, seen) in made {
         match seen.reached() {
-            Some(reached) => done_at = done_at.max(reached + run.monitor()),
+            Some(reached) => done_at = done_at.max(Some(reached + run.monitor())),
             None => return,
         }
     }
-    if done_at > editor.now() {
-        return editor.wake_at(done_at);
+    if let Some(at) = done_at.filter(|at| *at > editor.now()) {
+        return editor.wake_at(at);
     }
     let state = if run.is_rollback {
         UpdateState::RollbackCompleted
@@ -350,10 +357,11 @@ fn set_status(
         state,
         UpdateState::Completed | UpdateState::RollbackCompleted
     );
-    let completed_at = is_over.then(|| editor.now());
+    let completed_at = is_over.then(|| editor.date());
     editor.put_service(Service {
         update_status: Some(UpdateStatus {
             state,
+            since: run.since,
             started_at: run.started_at,
             completed_at,
             message,

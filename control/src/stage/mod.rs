@@ -13,7 +13,10 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use store::{State, Store, Transaction, WriteError};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -29,11 +32,11 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Writes what follows from the state at `tx.now()`. Returns when to be run again though
+    /// Writes what follows from the state at `now`. Returns when to be run again though
     /// nothing has changed. A step that wrote something may have left something to do: it is to be
     /// run again on what it wrote.
-    pub fn step(&mut self, tx: &mut Transaction) -> Option<Timestamp> {
-        let wake = self.orchestrator.step(tx);
+    pub fn step(&mut self, tx: &mut Transaction, now: Instant) -> Option<Instant> {
+        let wake = self.orchestrator.step(tx, now);
         allocator::step(tx);
         scheduler::step(tx);
         rotation::step(tx);
@@ -73,19 +76,21 @@ pub async fn run(store: Store, cancel: CancellationToken) {
 async fn pass(
     store: &Store,
     pipeline: &mut Pipeline,
-) -> Result<Option<Timestamp>, WriteError<Infallible>> {
+) -> Result<Option<Instant>, WriteError<Infallible>> {
     let (idle, wake) = try_out(store.state(), pipeline);
     if idle {
         return Ok(wake);
     }
-    let (wake, version) = store.write(|tx| Ok(pipeline.step(tx))).await?;
+    let (wake, version) = store
+        .write(|tx| Ok(pipeline.step(tx, Instant::now())))
+        .await?;
     debug!(store.version = %version, "pipeline step committed");
     Ok(wake)
 }
 
-fn try_out(state: Arc<State>, pipeline: &mut Pipeline) -> (bool, Option<Timestamp>) {
+fn try_out(state: Arc<State>, pipeline: &mut Pipeline) -> (bool, Option<Instant>) {
     let mut tx = Transaction::new(state, Timestamp::now());
-    let wake = pipeline.step(&mut tx);
+    let wake = pipeline.step(&mut tx, Instant::now());
     (tx.is_empty(), wake)
 }
 
@@ -100,8 +105,7 @@ async fn pause_for(pause: Option<Duration>) {
     }
 }
 
-fn until(wake: Timestamp) -> Duration {
+fn until(wake: Instant) -> Duration {
     // A little late rather than early, when there would be nothing to do yet.
-    Duration::try_from(wake.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
-        + Duration::from_millis(1)
+    wake.saturating_duration_since(Instant::now()) + Duration::from_millis(1)
 }
