@@ -34,6 +34,7 @@ mod sim_agents;
 #[cfg(test)]
 mod sim_tests;
 pub mod stage;
+mod tunnel;
 
 pub use bootstrap::{BootstrapError, InitOptions, NodeCredentials};
 pub use external::ExternalCaError;

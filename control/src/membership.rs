@@ -29,6 +29,7 @@ use crate::{
     office::{Office, Offices},
     ops::{OpError, node::check_demotion},
     rotation,
+    tunnel::{self, usable},
 };
 
 /// For all nodes to know that one leaves.
@@ -189,7 +190,7 @@ fn join(
             addr: admission.addr,
         },
         issuer: None,
-        vtep: admission.vtep,
+        vtep: tunnel::of_joiner(tx.state(), admission.vtep),
         manager: None,
     };
     tx.put(node).expect("a new id has no older version");
@@ -308,16 +309,6 @@ fn address_of(remote: Option<SocketAddr>) -> Result<Ipv4Addr, Status> {
             "the node's address is not known; name it with `--advertise-addr`",
         )),
     }
-}
-
-/// Refuses what no other node can send to.
-fn usable(addr: Ipv4Addr) -> Result<Ipv4Addr, Status> {
-    if addr.is_unspecified() || addr.is_multicast() || addr.is_broadcast() {
-        return Err(Status::invalid_argument(format!(
-            "{addr} is not the address of a node; name another with `--advertise-addr`"
-        )));
-    }
-    Ok(addr)
 }
 
 #[cfg(test)]

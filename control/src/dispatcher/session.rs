@@ -23,6 +23,7 @@ use crate::{
     liveness::{cluster_period, grace, session_period},
     office::Office,
     rotation::roots_pem,
+    tunnel,
 };
 
 /// For an agent's first message.
@@ -123,10 +124,11 @@ async fn serve(
     }
 }
 
-/// The node is READY at once, and what it says of itself is taken over.
+/// The node is READY at once, and what it says of itself is taken over, but not another's address.
 fn mark_ready(tx: &mut Transaction, caller: &Identity, hello: &Hello) -> Result<(), Status> {
     // It may have left since the gate let it in.
     is_member(caller, tx.state())?;
+    tunnel::claim(tx, caller.node, hello.vtep)?;
     let stored = tx.state().node(caller.node).expect("it is a member");
     let mut node = Node::clone(stored);
     node.description = hello.description.clone();

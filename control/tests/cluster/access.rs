@@ -325,10 +325,7 @@ async fn the_root_is_replaced_when_all_nodes_have_followed_and_nobody_is_cut_off
     );
     assert_eq!((&between.ca, &between.tokens), (&old.ca, &old.tokens));
     // Tokens still name the old root, and a manager may have a certificate of either.
-    let late = cluster
-        .try_join(between.tokens.worker.clone())
-        .await
-        .unwrap();
+    let late = cluster.join().await;
     follow_the_roots(&cluster, &late).await;
 
     follow_the_roots(&cluster, &cluster.first).await;

@@ -315,6 +315,54 @@ async fn a_node_that_misses_its_heartbeats_is_down_and_ready_again_at_once() {
         .await;
 }
 
+/// A machine that is installed anew joins as another node with the address that it had.
+#[tokio::test]
+async fn a_tunnel_address_is_another_nodes_only_when_the_one_that_has_it_is_down() {
+    let heartbeat = Duration::from_millis(200);
+    let mut cluster = Cluster::with_heartbeat(heartbeat).await;
+    let before = cluster.join().await;
+    let agent = cluster.connect(&before).await;
+    let watcher = cluster.connect(&cluster.first).await;
+    let (_, endpoint) = cluster.add_task(before.id, 8080).await;
+    watcher
+        .until("its endpoint", |view| {
+            view.endpoints.contains_key(&endpoint)
+        })
+        .await;
+    let token = cluster.state().cluster().unwrap().tokens.worker.clone();
+    let after = cluster.try_join(token).await.unwrap();
+    assert_eq!(after.vtep, before.vtep);
+
+    let refused = cluster.connect(&after).await.end().await;
+    assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
+    assert!(refused.message().contains(&before.id.to_string()));
+    let had_by = |view: &NodeView| {
+        let peers = view.peers.values().filter(|peer| peer.vtep == before.vtep);
+        peers.map(|peer| peer.node).collect::<Vec<_>>()
+    };
+    cluster.until_applied(cluster.first.id).await;
+    assert_eq!(had_by(&watcher.view()), [before.id]);
+    agent.round_trip().await;
+
+    agent.beats(false);
+    cluster.until_node(before.id, NodeState::Down).await;
+    let agent = cluster.connect(&after).await;
+    agent
+        .until("itself", |view| view.peers.contains_key(&after.id))
+        .await;
+    watcher
+        .until("the other", |view| had_by(view) == [after.id])
+        .await;
+    assert!(!watcher.view().peers.contains_key(&before.id));
+    assert!(!watcher.view().endpoints.contains_key(&endpoint));
+
+    let refused = cluster.connect(&before).await.end().await;
+    assert!(
+        refused.message().contains(&after.id.to_string()),
+        "{refused}"
+    );
+}
+
 #[tokio::test]
 async fn a_node_that_was_never_heard_of_after_a_start_is_down_after_twice_the_grace() {
     let heartbeat = Duration::from_millis(200);
