@@ -80,7 +80,14 @@ pub fn parse_bytes(text: &str) -> Result<i64> {
         .ok()
         .filter(|number: &f64| number.is_finite() && *number >= 0.0)
         .with_context(|| format!("`{text}` is not a size: want one like 64m or 1g"))?;
-    Ok((number * (1u64 << shift) as f64) as i64)
+    let bytes = number * (1u64 << shift) as f64;
+    in_range(bytes).with_context(|| format!("`{text}` is too large: want less than 8192p"))
+}
+
+/// None where there is no such number. Every other is cut to a whole one.
+fn in_range(number: f64) -> Option<i64> {
+    // The first that is too large is a power of two, which is exact.
+    (number < 2f64.powi(63)).then_some(number as i64)
 }
 
 /// Bytes as Docker shows them, with four significant digits: `1.952GiB`.
@@ -110,7 +117,8 @@ pub fn parse_nano_cpus(text: &str) -> Result<i64> {
         .ok()
         .filter(|cpus: &f64| cpus.is_finite() && *cpus >= 0.0)
         .with_context(|| format!("`{text}` is not a number of processors: want one like 0.5"))?;
-    Ok((cpus * NANO).round() as i64)
+    in_range((cpus * NANO).round())
+        .with_context(|| format!("`{text}` processors are too many: want less than 9223372036"))
 }
 
 /// How long ago, in words: `About a minute`, `5 minutes`.
@@ -231,11 +239,19 @@ mod tests {
             ("1.5G", 3 << 29),
             ("1GiB", 1 << 30),
             ("10kb", 10240),
+            ("8191p", 8191 << 50),
         ] {
             assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
         }
         for text in ["", "m", "1x", "-1m", "nan"] {
             assert!(parse_bytes(text).is_err(), "{text}");
+        }
+        for text in ["8192p", "9223372036854775808", "1e300"] {
+            let error = parse_bytes(text).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("`{text}` is too large: want less than 8192p")
+            );
         }
         for (bytes, text) in [
             (0, "0B"),

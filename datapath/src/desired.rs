@@ -76,6 +76,11 @@ pub enum Skipped {
     TooManyBackends { service: ServiceId, count: usize },
 }
 
+const _: () = assert!(
+    model::spec::REPLICAS_MAX == BACKENDS_PER_SERVICE_MAX as u64,
+    "who scales a service is told when its ring cannot name so many"
+);
+
 /// What the maps shall hold about the node itself and its tasks: little, and made anew each time.
 /// Indexes into `STATS` and generations are left zero: the plan chooses them.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -31,6 +31,9 @@ pub enum ServiceMode {
     Global,
 }
 
+/// Replicas of one service: as many as its ring can name backends.
+pub const REPLICAS_MAX: u64 = 65_535;
+
 impl Default for ServiceMode {
     fn default() -> Self {
         Self::Replicated { replicas: 1 }

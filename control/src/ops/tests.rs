@@ -2,8 +2,8 @@ use model::{
     NetworkId, ServiceId, Version,
     object::{ManagerStatus, NodeState, RaftId, Service, UpdateState, UpdateStatus},
     spec::{
-        ClusterSpec, EndpointMode, NetworkSpec, NodeRole, Protocol, PublishMode, ServiceMode,
-        ServiceSpec,
+        ClusterSpec, EndpointMode, NetworkSpec, NodeRole, Protocol, PublishMode, REPLICAS_MAX,
+        ServiceMode, ServiceSpec,
     },
 };
 
@@ -262,6 +262,23 @@ fn updates_keep_name_and_mode_and_order() {
         .try_write(|tx| service::remove(tx, unknown))
         .unwrap_err();
     assert_eq!(gone.to_string(), format!("service {unknown} not found"));
+}
+
+#[test]
+fn more_replicas_than_a_ring_can_name_are_refused() {
+    let mut world = World::new();
+    let refusal = "rpc error: code = InvalidArgument desc = 100000000 replicas are too many: a service \
+                   has 65535 at most";
+    let endless = fixture::service("web", 100_000_000, &[]);
+    assert_eq!(refused(&mut world, endless), refusal);
+    let most = fixture::service("web", REPLICAS_MAX, &[]);
+    let id = create(&mut world, most).unwrap();
+    let error = update(&mut world, id, |spec| {
+        spec.mode = ServiceMode::Replicated {
+            replicas: 100_000_000,
+        }
+    });
+    assert_eq!(error.unwrap_err().to_string(), refusal);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use model::spec::{
-    ContainerSpec, EndpointMode, EndpointSpec, PublishMode, Resources, ServiceSpec, TaskSpec,
-    UpdateConfig,
+    ContainerSpec, EndpointMode, EndpointSpec, PublishMode, REPLICAS_MAX, Resources, ServiceMode,
+    ServiceSpec, TaskSpec, UpdateConfig,
 };
 use model::traffic::{Traffic, publish_label};
 
@@ -39,12 +39,22 @@ pub(super) fn name(name: &str) -> Result<(), OpError> {
 
 pub(super) fn service(spec: &ServiceSpec) -> Result<(), OpError> {
     name(&spec.name)?;
+    mode(spec.mode)?;
     task(&spec.task)?;
     for config in [&spec.update, &spec.rollback].into_iter().flatten() {
         update_config(config)?;
     }
     endpoint(&spec.endpoint)?;
     traffic(spec)
+}
+
+fn mode(mode: ServiceMode) -> Result<(), OpError> {
+    match mode {
+        ServiceMode::Replicated { replicas } if replicas > REPLICAS_MAX => Err(OpError::invalid(
+            format!("{replicas} replicas are too many: a service has {REPLICAS_MAX} at most"),
+        )),
+        ServiceMode::Replicated { .. } | ServiceMode::Global => Ok(()),
+    }
 }
 
 /// Our own labels, each of a port that is published through the mesh.
