@@ -1,10 +1,13 @@
 //! Requests of the Docker API that reached a manager which does not lead: the leader answers them.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use ca::{Connector, NodeTls};
 use model::rpc::{Api, ApiClient, ApiRequest, ApiResponse};
-use store::{Standing, Store, raft::Member};
+use store::{
+    Standing, Store,
+    raft::{Member, RaftId},
+};
 use tokio::{sync::watch, time::Instant};
 use tonic::{Code, Request, Response, Status};
 
@@ -12,8 +15,11 @@ use tonic::{Code, Request, Response, Status};
 const ELECTION_WAIT: Duration = Duration::from_secs(4);
 /// Between attempts.
 const RETRY: Duration = Duration::from_millis(100);
-/// For the leader to answer. It waits for its quorum itself, so this bounds only its death.
+/// For the leader to answer. It waits for its quorum itself, and when it dies another is elected, so this
+/// bounds only what holds up a leader that leads on.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
+/// For a former leader to say what became of a change: it may live, or have given up the lead by that.
+const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// Answers the Docker API's requests on this node.
 #[tonic::async_trait]
@@ -39,22 +45,30 @@ pub enum Forwarded {
     },
 }
 
-/// Has the leader answer, once there is one.
+/// Has the leader answer, once there is one. Of several in a row the last, as long as nothing was
+/// changed by one before.
 pub(crate) async fn forward(store: &Store, tls: &NodeTls, request: &ApiRequest) -> Forwarded {
-    let deadline = Instant::now() + ELECTION_WAIT;
+    let mut deadline = Instant::now() + ELECTION_WAIT;
     let mut standing = store.standing();
     loop {
         let now = standing.borrow_and_update().clone();
         match now {
             Standing::Leads { .. } => return Forwarded::Here,
-            Standing::Follows { member, .. } => match ask(tls, &member, request).await {
-                Asked::Answered(response) => return Forwarded::Answered(response),
-                Asked::InDoubt(reason) => {
-                    let leader = member;
-                    return Forwarded::InDoubt { leader, reason };
+            Standing::Follows { leader, member } => {
+                let lost = lost(standing.clone(), leader);
+                match ask(tls, &member, request, lost).await {
+                    Asked::Answered(response) => return Forwarded::Answered(response),
+                    Asked::InDoubt(reason) => {
+                        let leader = member;
+                        return Forwarded::InDoubt { leader, reason };
+                    }
+                    Asked::NotDone => {}
+                    Asked::Lost => {
+                        deadline = Instant::now() + ELECTION_WAIT;
+                        continue;
+                    }
                 }
-                Asked::NotDone => {}
-            },
+            }
             Standing::Vacant => {}
         }
         if Instant::now() >= deadline {
@@ -70,28 +84,73 @@ async fn news(standing: &mut watch::Receiver<Standing>) {
     let _ = tokio::time::timeout(RETRY, standing.changed()).await;
 }
 
+/// Returns when `leader` leads no more, as far as this manager knows: it hears of an election long
+/// before a connection to a machine that is gone breaks.
+async fn lost(mut standing: watch::Receiver<Standing>, leader: RaftId) {
+    let leads = |standing: &Standing| matches!(standing, Standing::Follows { leader: now, .. } if *now == leader);
+    // An error is the end of this manager.
+    let _ = standing.wait_for(|standing| !leads(standing)).await;
+}
+
 enum Asked {
     Answered(ApiResponse),
     /// Certainly.
     NotDone,
+    /// As much, and another is to be asked.
+    Lost,
     InDoubt(String),
 }
 
 /// A connection of its own for each request: only so is one that cannot be made told from one that
-/// broke when the request may have been on it.
-async fn ask(tls: &NodeTls, leader: &Member, request: &ApiRequest) -> Asked {
-    let Ok(channel) = net::dial(&Connector::member(tls), leader.addr).await else {
+/// broke when the request may have been on it. A question may be put to another then.
+async fn ask(
+    tls: &NodeTls,
+    leader: &Member,
+    request: &ApiRequest,
+    lost: impl Future<Output = ()>,
+) -> Asked {
+    tokio::pin!(lost);
+    let connector = Connector::member(tls);
+    let channel = tokio::select! {
+        channel = net::dial(&connector, leader.addr) => channel,
+        () = &mut lost => return Asked::Lost,
+    };
+    let Ok(channel) = channel else {
         return Asked::NotDone;
     };
     let mut client = ApiClient::new(channel)
         .max_decoding_message_size(net::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(net::MESSAGE_BYTES_MAX);
-    match tokio::time::timeout(ANSWER_WAIT, client.forward(request.clone())).await {
+    let changes_nothing = matches!(request.method.as_str(), "GET" | "HEAD");
+    let given_up = async {
+        lost.await;
+        if !changes_nothing {
+            tokio::time::sleep(LAST_WORD).await;
+        }
+    };
+    let answer = tokio::time::timeout(ANSWER_WAIT, client.forward(request.clone()));
+    let answer = tokio::select! {
+        biased;
+        answer = answer => answer,
+        () = given_up => {
+            return match changes_nothing {
+                true => Asked::Lost,
+                false => Asked::InDoubt("it leads no more".to_owned()),
+            };
+        }
+    };
+    match answer {
         Ok(Ok(response)) => Asked::Answered(response.into_inner()),
         Ok(Err(status)) if status.code() == Code::FailedPrecondition => Asked::NotDone,
+        Ok(Err(status)) if changes_nothing && is_broken(&status) => Asked::NotDone,
         Ok(Err(status)) => Asked::InDoubt(status.message().to_owned()),
         Err(_) => Asked::InDoubt(format!("no answer within {ANSWER_WAIT:?}")),
     }
+}
+
+/// Whether the connection failed, and not the manager at its other end: only then is there a cause.
+fn is_broken(status: &Status) -> bool {
+    status.source().is_some()
 }
 
 /// Answers what other managers forward.

@@ -60,8 +60,8 @@ pub(super) async fn lead(State(node): State<Ctx>, request: Request, next: Next) 
         }
         Forwarded::NoLeader { missing } => no_quorum(missing).into_response(),
         Forwarded::InDoubt { leader, reason } => ApiError::unavailable(format!(
-            "manager {}, which led, has not answered ({reason}): see whether it took effect, and \
-             try again if not",
+            "manager {}, which led, has not answered ({reason}): what was asked for may have been done \
+             or not; see whether it took effect, and try again if not",
             leader.addr
         ))
         .into_response(),

@@ -1,6 +1,6 @@
 //! Several managers over real gRPC on loopback.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::{
     object::Node,
@@ -11,10 +11,12 @@ use store::{Standing, raft::RaftId};
 use swarmnet_control::{Forwarded, Manager, Reach, ops};
 use tonic::Code;
 
-use crate::support::{Agent, Cluster, Credentials, in_time};
+use crate::support::{Agent, Cluster, Credentials, LOST_ONCE, in_time, was_lost};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
+/// From an election until who waited for the former leader has heard of it, with slow machines in mind.
+const LATE: Duration = Duration::from_secs(3);
 
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     in_time(what, async {
@@ -93,6 +95,50 @@ async fn managers_join_and_another_takes_over() {
         }
     })
     .await;
+    for manager in [second, third] {
+        manager.shutdown().await;
+    }
+}
+
+/// A leader whose machine dies says nothing. Whoever waits for its answer hears of the next leader's
+/// election: what was only a question is put to that one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn request_on_its_way_to_a_leader_that_is_lost_does_not_outlast_the_election() {
+    let mut cluster = Cluster::new().await;
+    let (_, second) = cluster.join_manager().await;
+    let (_, third) = cluster.join_manager().await;
+    let first = cluster.manager.clone();
+    let follows = |m: &Manager| matches!(*m.store().standing().borrow(), Standing::Follows { .. });
+    until("the second follows", || follows(&second)).await;
+    let on_its_way = |method: &str| {
+        let request = ApiRequest {
+            method: method.to_owned(),
+            uri: format!("{LOST_ONCE}{method}"),
+            ..request()
+        };
+        let second = second.clone();
+        tokio::spawn(async move { second.forward(&request).await })
+    };
+    let (read, write) = (on_its_way("GET"), on_its_way("POST"));
+    let is_asked = || ["GET", "POST"].map(|method| was_lost(&format!("{LOST_ONCE}{method}")));
+    until("the leader is asked", || is_asked() == [true; 2]).await;
+
+    // Its connections stay, and so do its answers.
+    first.store().shutdown().await;
+    leader(&[&second, &third]).await;
+    let elected = Instant::now();
+    let write = write.await.unwrap();
+    let Forwarded::InDoubt { leader, reason } = write else {
+        panic!("it may have been done: {write:?}");
+    };
+    assert_eq!(leader.addr, first.local_addr());
+    assert!(reason.contains("leads no more"), "{reason}");
+    match read.await.unwrap() {
+        Forwarded::Answered(answer) => assert_eq!(answer.body, "/lost-once/GET"),
+        Forwarded::Here => assert!(second.store().standing().borrow().leads()),
+        other => panic!("the next leader answers: {other:?}"),
+    }
+    assert!(elected.elapsed() < LATE, "waited {:?}", elected.elapsed());
     for manager in [second, third] {
         manager.shutdown().await;
     }

@@ -1,7 +1,8 @@
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -75,9 +76,23 @@ fn config(dir: &Path) -> ManagerConfig {
 /// Says what it was asked.
 struct Echo;
 
+/// A request for a path below this one is answered the second time that it is asked, by whichever
+/// manager: whoever was asked first might as well be dead.
+pub const LOST_ONCE: &str = "/lost-once/";
+
+static LOST: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Whether somebody was asked for the path.
+pub fn was_lost(uri: &str) -> bool {
+    LOST.lock().unwrap().contains(uri)
+}
+
 #[tonic::async_trait]
 impl ApiHandler for Echo {
     async fn answer(&self, request: ApiRequest) -> ApiResponse {
+        if request.uri.starts_with(LOST_ONCE) && LOST.lock().unwrap().insert(request.uri.clone()) {
+            std::future::pending::<()>().await;
+        }
         ApiResponse {
             status: 200,
             content_type: None,

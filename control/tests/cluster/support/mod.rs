@@ -9,7 +9,7 @@ mod worker;
 use std::time::Duration;
 
 pub use agent::{Agent, Heard};
-pub use cluster::{Cluster, Credentials, init_options};
+pub use cluster::{Cluster, Credentials, LOST_ONCE, init_options, was_lost};
 pub use intruder::intrude;
 pub use worker::Worker;
 
