@@ -7,7 +7,8 @@
 //! each believes its own look alone.
 //!
 //! A node that the managers hold for down is asked as before, as it may be there for all but them,
-//! until it does not answer. Then, and not because it never did, it is suspected until it is up again.
+//! until it does not answer. Then, and not because it never did, it is suspected: until it answers, or, if
+//! it never did, until it is up again.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -170,12 +171,16 @@ impl Peer {
         }
     }
 
-    /// As the managers say now.
+    /// As the managers say now. Of one that never answered theirs is the only word: its port may be
+    /// closed.
     fn follow(&mut self, is_up: bool, now: Duration) {
         if self.is_up != is_up {
             self.is_up = is_up;
             self.since = now;
             self.next_question = now;
+            if is_up && self.heard.is_none() {
+                self.state = State::Trusted;
+            }
         }
     }
 

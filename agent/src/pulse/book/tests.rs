@@ -497,12 +497,19 @@ fn node_that_is_down_for_the_managers_alone_is_heard_until_it_is_silent() {
     }
 }
 
-/// Its port may have been closed before: no word of it is no reason to go on with it.
+/// Its port may have been closed before: no word of it is no reason to go on with it, nor to do without
+/// it when it is back.
 #[test]
-fn node_that_is_down_and_was_never_heard_of_is_suspected_soon() {
+fn node_that_was_never_heard_of_is_suspected_while_it_is_down() {
     let mut sim = Sim::new(5, 15);
     sim.isolate(node(4));
     sim.run(20 * SECOND);
+    sim.hold_down(&[node(4)]);
+    sim.run(GOAL);
+    assert_eq!(sim.suspecting(node(4)), 4);
+    sim.hold_down(&[]);
+    sim.run(20 * SECOND);
+    assert_eq!(sim.suspecting(node(4)), 0);
     sim.hold_down(&[node(4)]);
     sim.run(GOAL);
     assert_eq!(sim.suspecting(node(4)), 4);
