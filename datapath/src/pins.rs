@@ -55,24 +55,7 @@ impl Datapath {
         view: &NodeView,
         own: NodeId,
     ) -> Result<(), DatapathError> {
-        let mut wanted = BTreeMap::new();
-        for (node, pins) in pins {
-            let Some(peer) = view.peers.get(node) else {
-                continue;
-            };
-            let vtep = if *node == own {
-                Be32::ZERO
-            } else {
-                peer.vtep.into()
-            };
-            wanted.extend(pins.iter().map(|pin| {
-                let value = PinValue {
-                    endpoint: pin.endpoint.0,
-                    vtep,
-                };
-                (key_parts(pin), value)
-            }));
-        }
+        let wanted = wanted(pins, view, own);
         let present = match self.pinned.take() {
             Some(present) => present,
             None => Arc::new(self.maps.pins()?),
@@ -112,6 +95,35 @@ impl Datapath {
     pub fn settle_in(&mut self, more: Duration) -> Result<(), DatapathError> {
         self.maps.set_unsettled(more)
     }
+}
+
+/// What PINS is to hold. Nobody hears of the flows of a node that is down any more: they end with their
+/// endpoints, which stay in the view as long as they may be there.
+fn wanted(
+    pins: &BTreeMap<NodeId, Vec<Pin>>,
+    view: &NodeView,
+    own: NodeId,
+) -> BTreeMap<PinOrder, PinValue> {
+    let mut wanted = BTreeMap::new();
+    for (node, pins) in pins {
+        let Some(peer) = view.peers.get(node) else {
+            continue;
+        };
+        let vtep = if *node == own {
+            Be32::ZERO
+        } else {
+            peer.vtep.into()
+        };
+        let may_live = |pin: &&Pin| peer.up || view.endpoints.contains_key(&pin.endpoint);
+        wanted.extend(pins.iter().filter(may_live).map(|pin| {
+            let value = PinValue {
+                endpoint: pin.endpoint.0,
+                vtep,
+            };
+            (key_parts(pin), value)
+        }));
+    }
+    wanted
 }
 
 /// A search that is to be made: it reads the flow tables whole.
@@ -257,7 +269,52 @@ fn owners(tables: &Tables, key: &FlowKey, flow: &FlowValue) -> Option<[u32; 2]> 
 
 #[cfg(test)]
 mod tests {
+    use model::{
+        ServiceId, TaskId,
+        feed::{BackendState, EndpointView, PeerView, ViewObject},
+    };
+
     use super::*;
+
+    #[test]
+    fn pins_of_a_node_that_is_down_go_with_their_endpoints() {
+        let (own, other) = (NodeId::from_raw(1), NodeId::from_raw(2));
+        let pin = |endpoint: u16| Pin {
+            client: SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 9), 4_000 + endpoint),
+            frontend: "192.0.2.1:8080".parse().unwrap(),
+            endpoint: EndpointId(endpoint.into()),
+        };
+        let pins = [(other, vec![pin(1), pin(2)])].into();
+        let kept = |view: &NodeView| -> Vec<u32> {
+            let wanted = wanted(&pins, view, own);
+            wanted.values().map(|value| value.endpoint).collect()
+        };
+        let peer = |up| {
+            ViewObject::Peer(PeerView {
+                node: other,
+                hostname: "other".to_owned(),
+                vtep: Ipv4Addr::new(192, 0, 2, 2),
+                up,
+            })
+        };
+        let mut view = NodeView::default();
+        assert!(kept(&view).is_empty(), "it left");
+        view.put(peer(true));
+        view.put(ViewObject::Endpoint(EndpointView {
+            id: EndpointId(2),
+            task: TaskId::from_raw(2),
+            task_name: "web.2".to_owned(),
+            service: ServiceId::from_raw(1),
+            slot: Some(2),
+            node: other,
+            addresses: Vec::new(),
+            state: BackendState::Draining,
+            weight: 1,
+        }));
+        assert_eq!(kept(&view), [1, 2], "the view may be behind");
+        view.put(peer(false));
+        assert_eq!(kept(&view), [2]);
+    }
 
     /// In the order of what is lost without them, not of when the change was or of their clients.
     #[test]
