@@ -193,6 +193,16 @@ impl Node {
             .collect()
     }
 
+    /// What `swarmnet node ls` on this node has of the one with this name.
+    ///
+    /// # Errors
+    /// What the command said, or when it lists no such node.
+    pub fn listed(&self, name: &str) -> Result<serde_json::Value> {
+        let nodes = self.cli_json(&["node", "ls"])?;
+        let node = nodes.into_iter().find(|node| node["Hostname"] == name);
+        node.with_context(|| format!("node {name} is not listed"))
+    }
+
     /// `swarmnet <args>` on this node, for the caller to run.
     ///
     /// # Errors

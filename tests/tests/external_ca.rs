@@ -12,10 +12,8 @@ fn external_ca_signs_for_all_nodes_and_is_waited_for() -> Result<()> {
     let stays = format!("node.hostname!={}", second.name());
     let web = Web::start_on(&cluster, &[1, 3], &["--constraint", &stays])?;
     let id = |hostname: &str| -> Result<String> {
-        let nodes = first.cli_json(&["node", "ls"])?;
-        let node = nodes.iter().find(|node| node["Hostname"] == hostname);
-        let id = node.and_then(|node| node["ID"].as_str());
-        Ok(id.context("it is listed")?.to_owned())
+        let node = first.listed(hostname)?;
+        Ok(node["ID"].as_str().context("it has an id")?.to_owned())
     };
     ensure!(first.cli(&["ca"])?.trim() == signer.root_pem().trim());
     let signed = signer.signed();
@@ -59,11 +57,8 @@ fn external_ca_signs_for_all_nodes_and_is_waited_for() -> Result<()> {
 
     signer.conduct(Conduct::Sign);
     wait_for("it to be a manager", || {
-        let nodes = first.cli_json(&["node", "ls"])?;
-        let node = nodes.iter().find(|node| node["Hostname"] == third.name());
-        Ok(node
-            .filter(|node| node["ManagerStatus"] == "Reachable")
-            .map(drop))
+        let node = first.listed(third.name())?;
+        Ok((node["ManagerStatus"] == "Reachable").then_some(()))
     })?;
     second.cli(&["join", "--token", token.trim(), &known])?;
     web.open.go_on()

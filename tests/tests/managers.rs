@@ -129,10 +129,7 @@ fn survivor_makes_a_new_cluster_of_the_old_one() -> Result<()> {
     for number in [1, 2] {
         cluster.node_mut(number).start()?;
         wait_for("the former managers to be workers", || {
-            let nodes = cluster.node(3).cli_json(&["node", "ls"])?;
-            let name = cluster.node(number).name();
-            let node = nodes.iter().find(|node| node["Hostname"] == name);
-            let node = node.context("it is listed")?;
+            let node = cluster.node(3).listed(cluster.node(number).name())?;
             Ok((node["Status"] == "Ready" && node["ManagerStatus"] == "").then_some(()))
         })?;
         wait_for("it to know that it is one", || {
@@ -147,11 +144,8 @@ fn survivor_makes_a_new_cluster_of_the_old_one() -> Result<()> {
     let name = cluster.node(1).name().to_owned();
     cluster.node(3).cli(&["node", "promote", &name])?;
     wait_for("it to be a manager again", || {
-        let nodes = cluster.node(3).cli_json(&["node", "ls"])?;
-        let node = nodes.iter().find(|node| node["Hostname"] == name.as_str());
-        Ok(node
-            .filter(|node| node["ManagerStatus"] == "Reachable")
-            .map(drop))
+        let node = cluster.node(3).listed(&name)?;
+        Ok((node["ManagerStatus"] == "Reachable").then_some(()))
     })?;
     web.end(&cluster)
 }
@@ -164,11 +158,8 @@ fn managers_are_demoted_leave_and_are_refused_when_the_quorum_would_break() -> R
     cluster.node_mut(3).kill()?;
     // Until it is missed, the leader believes that it answers.
     wait_for("the demotion to be refused", || {
-        let nodes = cluster.node(1).cli_json(&["node", "ls"])?;
-        let node = nodes.iter().find(|node| node["Hostname"] == third.as_str());
-        Ok(node
-            .filter(|node| node["ManagerStatus"] == "Unreachable")
-            .map(drop))
+        let node = cluster.node(1).listed(&third)?;
+        Ok((node["ManagerStatus"] == "Unreachable").then_some(()))
     })?;
     let refused = cluster.node(1).cli_error(&["node", "demote", &second])?;
     ensure!(refused.contains("loss of quorum"), "{refused}");

@@ -1,6 +1,6 @@
 //! The leader is cut off from everybody, and both sides are asked.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::{Node, wait_for};
 use swarmnet_tests::{Cluster, Web, Writer};
 
@@ -59,11 +59,10 @@ fn partitioned_leader_steps_down_and_all_agree_again() -> Result<()> {
 
     cluster.plug_in(cut, true)?;
     let healed = wait_for("the cut off manager to follow", || {
+        let own = alone.listed(alone.name())?;
         let nodes = alone.cli_json(&["node", "ls"])?;
-        let own = nodes.iter().find(|node| node["Hostname"] == alone.name());
-        let status = own.context("it is listed")?["ManagerStatus"].clone();
         let ready = nodes.iter().filter(|node| node["Status"] == "Ready");
-        Ok((status == "Reachable" && ready.count() == 3).then_some(nodes))
+        Ok((own["ManagerStatus"] == "Reachable" && ready.count() == 3).then_some(nodes))
     })?;
     let still = healed.iter().find(|node| node["ManagerStatus"] == "Leader");
     ensure!(

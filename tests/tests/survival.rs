@@ -66,11 +66,8 @@ fn lost_node_is_down_and_its_tasks_are_replaced_elsewhere() -> Result<()> {
         .ip(&["link", "set", "eth0", "down"])?;
     let lost = cluster.node(3).name().to_owned();
     wait_for("the node to be down", || {
-        let nodes = cluster.node(1).cli_json(&["node", "ls"])?;
-        let down = nodes
-            .iter()
-            .any(|node| node["Hostname"] == lost.as_str() && node["Status"] == "Down");
-        Ok(down.then_some(()))
+        let node = cluster.node(1).listed(&lost)?;
+        Ok((node["Status"] == "Down").then_some(()))
     })?;
     wait_for("three tasks on the nodes left", || {
         let tasks = cluster.tasks("web")?;
