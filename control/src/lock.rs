@@ -8,8 +8,12 @@ use vault::UnlockKey;
 /// Runs until cancelled or the store has stopped.
 pub(crate) async fn run(store: Store, cancel: CancellationToken) {
     let mut states = store.watch();
-    let mut lock = Lock::new(store);
     let work = async {
+        // The state may begin as of before the key was set or replaced, and the disk is not to go back.
+        if store.replayed().await.is_err() {
+            return;
+        }
+        let mut lock = Lock::new(store);
         loop {
             let wanted = wanted(&states.borrow_and_update());
             lock.seal(wanted).await;

@@ -95,6 +95,8 @@ struct Inner {
     log: LogStore,
     publisher: Publisher,
     writer: Arc<Writer>,
+    /// Index of the last entry of the log at the start.
+    last: Option<u64>,
     leads: Question,
     standing: Arc<watch::Sender<Standing>>,
     contacts: Arc<Contacts>,
@@ -165,6 +167,7 @@ impl Store {
             log,
             publisher,
             writer: Arc::new(writer),
+            last,
             leads: Question::default(),
             standing: Arc::default(),
             contacts,
@@ -387,6 +390,21 @@ impl Store {
             path: self.0.disk.path().to_owned(),
             reason: error.to_string(),
         })
+    }
+
+    /// Waits until the state here is as new as it ever was before this start: until everything that the
+    /// log had then is applied, or what came in its place. Where a quorum is missing, it takes until
+    /// there is one.
+    ///
+    /// # Errors
+    /// When the store stops.
+    pub async fn replayed(&self) -> Result<(), StoreError> {
+        let last = self.0.last;
+        let wait = self.0.raft.wait(None);
+        let is_so =
+            |metrics: &RaftMetrics<RaftId, Member>| metrics.last_applied.map(|id| id.index) >= last;
+        let waited = wait.metrics(is_so, "the log is applied").await;
+        waited.map(drop).map_err(|error| self.stopped(&error))
     }
 
     /// What this manager's files are sealed with; for those beside the store's.

@@ -175,6 +175,49 @@ fn a_locked_manager_wants_the_key_and_traffic_goes_on_meanwhile() -> Result<()> 
     Ok(())
 }
 
+/// A manager without the others knows no more than that it had applied an entry of its log when the
+/// next one was written. What it has applied since, it has done to its disk all the same.
+#[test]
+fn a_manager_that_waits_for_the_others_does_not_open_what_was_locked_last() -> Result<()> {
+    let mut cluster = Cluster::of_managers()?;
+    let sealed = |cluster: &Cluster, number| -> Result<bool> {
+        let file = cluster.node(number).state_dir().join("manager/data.key");
+        Ok(fs::read_to_string(file)?.contains("SEALED"))
+    };
+    cluster.node(1).cli(&["update", "--autolock"])?;
+    let key = cluster.node(1).cli(&["unlock-key", "-q"])?;
+    for number in 1..=3 {
+        lab::wait_for("the sealed data key", || {
+            Ok(sealed(&cluster, number)?.then_some(()))
+        })?;
+    }
+    for number in 1..=3 {
+        cluster.node_mut(number).kill()?;
+    }
+    for number in 1..=3 {
+        cluster.node_mut(number).start()?;
+        let refused = unlock(cluster.node(number), key.trim())?;
+        ensure!(refused.is_none(), "{refused:?}");
+        ensure!(
+            sealed(&cluster, number)?,
+            "node {number} opened its data key"
+        );
+        if number == 1 {
+            // Time enough for what it does at its start, and nobody there to tell it more.
+            let read = cluster.node(1).cli(&["node", "ls"])?;
+            ensure!(sealed(&cluster, 1)?, "node 1 opened its data key: {read}");
+        }
+    }
+    cluster.leader()?;
+    cluster.node(1).cli(&["update", "--autolock=false"])?;
+    for number in 1..=3 {
+        lab::wait_for("the plain data key", || {
+            Ok((!sealed(&cluster, number)?).then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
 /// The addresses that the resolver of a task tells for a name.
 fn resolve(cluster: &Cluster, task: &Task, name: &str) -> Result<Vec<Ipv4Addr>> {
     let mut question = Message::query();
