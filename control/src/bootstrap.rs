@@ -26,6 +26,7 @@ use crate::{
     allocator::{AllocateError, create_ingress},
     authority::certify,
     external::{self, ExternalCaError},
+    members::void_certificate,
     rotation,
 };
 
@@ -140,8 +141,14 @@ pub(crate) fn reset_managers(tx: &mut Transaction, own: NodeId, raft: RaftId, ad
             node.spec.role = NodeRole::Worker;
             node.manager = None;
         }
-        if node != stored {
-            tx.put(node).expect("it was read in this transaction");
+        if node == stored {
+            continue;
+        }
+        let is_demoted = node.id != own;
+        let id = node.id;
+        tx.put(node).expect("it was read in this transaction");
+        if is_demoted && tx.state().cluster().is_some() {
+            void_certificate(tx, id);
         }
     }
 }
@@ -211,7 +218,7 @@ fn first_node(now: Timestamp, options: &InitOptions, port: u16, raft: RaftId) ->
 mod tests {
     use std::sync::Arc;
 
-    use model::token::JoinToken;
+    use model::{object::Revoked, token::JoinToken};
     use store::State;
 
     use super::*;
@@ -261,6 +268,46 @@ mod tests {
             state.network_by_name("ingress").unwrap().vni,
             model::Vni::MESH
         );
+    }
+
+    #[tokio::test]
+    async fn who_was_a_manager_of_a_cluster_that_goes_on_alone_may_not_call_as_one() {
+        let mut tx = transaction();
+        let own = create(&mut tx, found(&options()).await.unwrap())
+            .unwrap()
+            .node;
+        let addr = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 2377);
+        let mut other = crate::fixture::node("other");
+        other.spec.role = NodeRole::Manager;
+        other.manager = Some(ManagerStatus {
+            raft: RaftId(2),
+            addr,
+        });
+        let worker = crate::fixture::node("worker");
+        let (other, worker) = {
+            let ids = (other.id, worker.id);
+            tx.put(other).unwrap();
+            tx.put(worker).unwrap();
+            ids
+        };
+        // As often as it takes.
+        for raft in [RaftId(8), RaftId(9)] {
+            reset_managers(&mut tx, own, raft, addr);
+            let state = tx.state();
+            let managers: Vec<_> = state
+                .nodes()
+                .filter(|node| node.manager.is_some())
+                .collect();
+            assert_eq!(managers.len(), 1);
+            assert_eq!(
+                (managers[0].id, managers[0].manager.unwrap().raft),
+                (own, raft)
+            );
+            let revoked = &state.cluster().unwrap().revoked;
+            assert_eq!(revoked.keys().collect::<Vec<_>>(), [&other]);
+            assert_eq!(revoked[&other].of, Revoked::Manager);
+            assert!(state.node(worker).is_some());
+        }
     }
 
     #[test]
