@@ -177,23 +177,28 @@ impl Manager {
         Ok(Self::start(store, tls, listener, config).await)
     }
 
-    /// Starts a manager that has yet to learn the cluster from the others, and asks them until it
-    /// takes part. Use [`Manager::takes_part`] to wait for that.
+    /// Starts a manager that has yet to learn the cluster from the others. They know nothing of it
+    /// before [`Manager::enrol`].
     ///
     /// # Errors
     /// When the address is taken or the store cannot be opened.
-    pub async fn join(config: ManagerConfig, candidate: Candidate) -> Result<Self, ManagerError> {
+    pub async fn join(config: ManagerConfig, candidate: &Candidate) -> Result<Self, ManagerError> {
         let (listener, _) = listen(config.listen_addr).await?;
         let tls = candidate.tls.clone();
         let transport = GrpcTransport::secured(tls.clone());
         let store = open_store(&config, candidate.addr.into(), Start::Join, transport).await?;
-        let manager = Self::start(store, tls, listener, config).await;
-        let enrolling = enrol(manager.store().clone(), candidate);
-        let cancel = manager.inner.cancel.clone();
-        manager.inner.tasks.spawn(async move {
+        Ok(Self::start(store, tls, listener, config).await)
+    }
+
+    /// Asks the others to take this manager in, until it takes part, for which
+    /// [`Manager::takes_part`] waits. From then on they count on it: two managers do nothing without
+    /// both. So its node has to have everything on its disk by now that brings it back.
+    pub fn enrol(&self, candidate: Candidate) {
+        let enrolling = enrol(self.store().clone(), candidate);
+        let cancel = self.inner.cancel.clone();
+        self.inner.tasks.spawn(async move {
             cancel.run_until_cancelled(enrolling).await;
         });
-        Ok(manager)
     }
 
     /// Starts the manager of the node that has `tls` as the only one, on the state that it has. See

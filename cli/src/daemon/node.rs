@@ -44,7 +44,7 @@ use super::{
     join::{self, Joined},
     member::{ManagerAddrs, Member, near},
     ports,
-    renewal::{self, Signer},
+    renewal::{self, Renewal, Signer},
 };
 
 /// For a new manager to take part, before the user is told that it goes on without them.
@@ -76,8 +76,7 @@ struct Seen {
     failure: Option<String>,
     /// Ends the look at whether the manager stops by itself when it goes.
     watch: Option<DropGuard>,
-    /// Ends the renewal of the certificate when it goes.
-    renewal: Option<DropGuard>,
+    renewal: Option<Renewal>,
     /// What the managers last told.
     told: Option<watch::Receiver<Applied>>,
 }
@@ -120,15 +119,7 @@ impl Node {
         let mut agent = self.agent.write().await;
         let vault = || KeyFile::new(&self.config.manager_dir()).read(unlock.as_ref());
         let certificate = match self.certificates().load(vault) {
-            Err(err) if is_locked(&err) => {
-                info!(
-                    "this manager is locked: until `swarmnet unlock`, tasks and names stay as they are"
-                );
-                let started = self.start_agent(&member, None).await;
-                self.seen().locked = Some(member);
-                *agent = Some(started?);
-                return Ok(());
-            }
+            Err(err) if is_locked(&err) => return self.stay_locked(&mut agent, member).await,
             loaded => loaded?,
         };
         let tls = NodeTls::new(certificate)?;
@@ -146,6 +137,11 @@ impl Node {
                     failure = Some((err.to_string(), self.start_revival(unlock)));
                     None
                 }
+                // A demotion was cut short: the node's key is its own again, the data key is not.
+                Err(ManagerError::Store(StoreError::Key(KeyFileError::Locked(_)))) => {
+                    return self.stay_locked(&mut agent, member.member).await;
+                }
+                Err(ManagerError::Store(StoreError::Key(err))) => return Err(err.into()),
                 opened => Some(opened?),
             },
             None => None,
@@ -169,6 +165,14 @@ impl Node {
             (seen.failure, seen.watch) = (Some(reason), Some(revival));
         }
         drop(seen);
+        *agent = Some(started?);
+        Ok(())
+    }
+
+    async fn stay_locked(&self, agent: &mut Option<Agent>, member: Member) -> Result<()> {
+        info!("this manager is locked: until `swarmnet unlock`, tasks and names stay as they are");
+        let started = self.start_agent(&member, None).await;
+        self.seen().locked = Some(member);
         *agent = Some(started?);
         Ok(())
     }
@@ -210,18 +214,14 @@ impl Node {
         seen.manager.take()
     }
 
-    fn start_renewal(&self, membership: &Membership, manager: Option<Manager>) -> DropGuard {
+    fn start_renewal(&self, membership: &Membership, manager: Option<Manager>) -> Renewal {
         let (me, credentials) = (self.me.clone(), membership.member.credentials.clone());
         let signer = move || match (&manager, me.upgrade()) {
             (Some(manager), _) => Signer::Own(manager.clone()),
             (None, Some(node)) => Signer::Others(node.managers(&credentials)),
             (None, None) => Signer::Others(credentials.managers.clone()),
         };
-        let cancel = CancellationToken::new();
-        let (tls, certificates) = (membership.tls.clone(), self.certificates());
-        let renewing = renewal::run(tls, certificates, signer, cancel.clone());
-        tokio::spawn(renewing);
-        cancel.drop_guard()
+        Renewal::start(membership.tls.clone(), self.certificates(), signer)
     }
 
     fn certificates(&self) -> Certificates {
@@ -252,22 +252,28 @@ impl Node {
             ..self.manager_config(addrs.listen)
         };
         match Manager::open(config, member.tls.clone()).await {
-            Err(ManagerError::NoCluster(_)) => self.join_managers(member, addrs).await,
+            Err(ManagerError::NoCluster(_)) => {
+                let (manager, candidate) = self.new_manager(member, addrs).await?;
+                manager.enrol(candidate);
+                Ok(manager)
+            }
             opened => opened,
         }
     }
 
-    async fn join_managers(
+    /// One that the others do not know of yet.
+    async fn new_manager(
         &self,
         membership: &Membership,
         addrs: ManagerAddrs,
-    ) -> Result<Manager, ManagerError> {
+    ) -> Result<(Manager, Candidate), ManagerError> {
         let candidate = Candidate {
             tls: membership.tls.clone(),
             addr: addrs.advertised,
             managers: self.managers(&membership.member.credentials),
         };
-        Manager::join(self.manager_config(addrs.listen), candidate).await
+        let manager = Manager::join(self.manager_config(addrs.listen), &candidate).await?;
+        Ok((manager, candidate))
     }
 
     /// Those of the view, then those that the node joined by.
@@ -320,41 +326,61 @@ impl Node {
     async fn take_role(&self, role: NodeRole) -> Result<()> {
         let agent = self.agent.write().await;
         let member = self.seen().member.clone();
-        let (Some(mut membership), true) = (member, agent.is_some()) else {
+        let (Some(membership), true) = (member, agent.is_some()) else {
             return Ok(());
         };
-        match (role, membership.member.manager) {
-            (NodeRole::Manager, None) => {
-                self.be_certified_as(role, &membership).await?;
-                let addrs = membership.member.manager_addrs();
-                let manager = self.join_managers(&membership, addrs).await?;
-                let vault = Some(manager.store().data_key());
-                let certificates = self.certificates();
-                let sealed = membership.tls.with(|own| certificates.save(own, vault));
-                membership.member.manager = Some(addrs);
-                let saved = membership.member.save(&self.config.state_dir).and(sealed);
-                self.see(Some(membership), Some(manager));
-                info!("this node was promoted to a manager");
-                saved
-            }
-            (NodeRole::Worker, Some(_)) => {
-                // The others go on without it already. Its key file goes with it.
-                let certificates = self.certificates();
-                membership.tls.with(|own| certificates.save(own, None))?;
-                let manager = self.take_manager();
-                if let Some(manager) = manager {
-                    manager.shutdown().await;
-                }
-                let managers = self.managers(&membership.member.credentials);
-                membership.member.end_manager(managers);
-                membership.member.save(&self.config.state_dir)?;
-                self.see(Some(membership), None);
-                remove_dir(&self.config.manager_dir())?;
-                info!("this node was demoted to a worker");
-                Ok(())
-            }
-            _ => Ok(()),
+        let is_manager = membership.member.manager.is_some();
+        if is_manager == (role == NodeRole::Manager) {
+            return Ok(());
         }
+        // The change of the role is what it waits for, too: it would write the node's key in the
+        // form of the role before, after this has.
+        let renewal = self.seen().renewal.take();
+        if let Some(renewal) = renewal {
+            renewal.end().await;
+        }
+        let taken = match role {
+            NodeRole::Manager => self.be_manager(membership.clone()).await,
+            NodeRole::Worker => self.be_worker(membership.clone()).await,
+        };
+        if taken.is_err() {
+            let manager = self.seen().manager.clone();
+            let renewal = self.start_renewal(&membership, manager);
+            self.seen().renewal.get_or_insert(renewal);
+        }
+        taken
+    }
+
+    async fn be_manager(&self, mut membership: Membership) -> Result<()> {
+        self.be_certified_as(NodeRole::Manager, &membership).await?;
+        let addrs = membership.member.manager_addrs();
+        let (manager, candidate) = self.new_manager(&membership, addrs).await?;
+        membership.member.manager = Some(addrs);
+        if let Err(err) = self.keep(&membership, Some(&manager)) {
+            manager.shutdown().await;
+            return Err(err);
+        }
+        manager.enrol(candidate);
+        self.see(Some(membership), Some(manager));
+        info!("this node was promoted to a manager");
+        Ok(())
+    }
+
+    async fn be_worker(&self, mut membership: Membership) -> Result<()> {
+        // The others go on without it already. Its key file goes with it.
+        let certificates = self.certificates();
+        membership.tls.with(|own| certificates.save(own, None))?;
+        let manager = self.take_manager();
+        if let Some(manager) = manager {
+            manager.shutdown().await;
+        }
+        let managers = self.managers(&membership.member.credentials);
+        membership.member.end_manager(managers);
+        membership.member.save(&self.config.state_dir)?;
+        self.see(Some(membership), None);
+        remove_dir(&self.config.manager_dir())?;
+        info!("this node was demoted to a worker");
+        Ok(())
     }
 
     /// The others believe a manager by its certificate.
@@ -464,26 +490,29 @@ impl Node {
         }
     }
 
-    /// Starts the manager, if the node is certified as one, and the agent.
+    /// Starts the agent, and the manager, if the node is certified as one. The others hear of it only
+    /// when nothing can fail any more: two managers would wait for one that never came to be.
     async fn enter_as_certified(
         &self,
         mut membership: Membership,
     ) -> Result<(Agent, Membership, Option<Manager>), ApiError> {
-        let mut manager = None;
-        if membership.tls.with(|own| own.identity().role) == NodeRole::Manager {
-            // What an earlier start left that never got as far as being a member.
-            remove_dir(&self.config.manager_dir())?;
-            let addrs = membership.member.manager_addrs();
-            let joined = self.join_managers(&membership, addrs).await;
-            manager = Some(joined.map_err(manager_error)?);
-            membership.member.manager = Some(addrs);
+        if membership.tls.with(|own| own.identity().role) != NodeRole::Manager {
+            let agent = self.enter(&membership, None).await?;
+            return Ok((agent, membership, None));
         }
-        match self.enter(&membership, manager.as_ref()).await {
-            Ok(agent) => Ok((agent, membership, manager)),
+        // What an earlier start left that never got as far as being a member.
+        remove_dir(&self.config.manager_dir())?;
+        let addrs = membership.member.manager_addrs();
+        let made = self.new_manager(&membership, addrs).await;
+        let (manager, candidate) = made.map_err(manager_error)?;
+        membership.member.manager = Some(addrs);
+        match self.enter(&membership, Some(&manager)).await {
+            Ok(agent) => {
+                manager.enrol(candidate);
+                Ok((agent, membership, Some(manager)))
+            }
             Err(err) => {
-                if let Some(manager) = manager {
-                    manager.shutdown().await;
-                }
+                manager.shutdown().await;
                 Err(err)
             }
         }
@@ -549,17 +578,22 @@ impl Node {
         manager: Option<&Manager>,
     ) -> Result<Agent, ApiError> {
         let entered = async {
-            let vault = manager.map(|manager| manager.store().data_key());
-            let save = |certificate: &_| self.certificates().save(certificate, vault);
-            membership.tls.with(save)?;
-            // Last: without it the rest counts for nothing.
-            membership.member.save(&self.config.state_dir)?;
+            self.keep(membership, manager)?;
             let tls = Some(membership.tls.clone());
             self.start_agent(&membership.member, tls).await
         };
         entered
             .await
             .map_err(|err| ApiError::internal(format!("{err:#}")))
+    }
+
+    /// Who the node is, on its disk.
+    fn keep(&self, membership: &Membership, manager: Option<&Manager>) -> Result<()> {
+        let vault = manager.map(|manager| manager.store().data_key());
+        let save = |certificate: &_| self.certificates().save(certificate, vault);
+        membership.tls.with(save)?;
+        // Last: without it the rest counts for nothing.
+        membership.member.save(&self.config.state_dir)
     }
 
     /// Removes what a failed `init` or `join` wrote, and passes its error on.

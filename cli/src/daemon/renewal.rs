@@ -8,7 +8,8 @@ use ca::{Connector, NodeCertificate, NodeKey, NodeTls, Roots, clock::until};
 use control::Manager;
 use jiff::Timestamp;
 use model::rpc::{AuthorityClient, Certified, RenewRequest};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use super::certificates::Certificates;
@@ -25,6 +26,36 @@ pub enum Signer {
     Own(Manager),
     /// Managers elsewhere, each of which will do.
     Others(Vec<SocketAddrV4>),
+}
+
+/// Renews a node's certificate until it is dropped.
+pub struct Renewal {
+    cancel: DropGuard,
+    renewing: JoinHandle<()>,
+}
+
+impl Renewal {
+    /// See [`run`].
+    pub fn start(
+        tls: NodeTls,
+        certificates: Certificates,
+        signer: impl Fn() -> Signer + Send + Sync + 'static,
+    ) -> Self {
+        let cancel = CancellationToken::new();
+        let renewing = tokio::spawn(run(tls, certificates, signer, cancel.clone()));
+        Self {
+            cancel: cancel.drop_guard(),
+            renewing,
+        }
+    }
+
+    /// Ends it: nothing is written to the disk when this returns.
+    pub async fn end(self) {
+        drop(self.cancel);
+        if let Err(panic) = self.renewing.await {
+            error!(%panic, "the renewal of the certificate ended badly");
+        }
+    }
 }
 
 /// Renews whenever it is time, until cancelled. `signer` is asked anew each time.

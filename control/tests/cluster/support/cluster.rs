@@ -247,7 +247,8 @@ impl Cluster {
             addr: listen_addr,
             managers: vec![known],
         };
-        let manager = Manager::join(config, candidate).await.unwrap();
+        let manager = Manager::join(config, &candidate).await.unwrap();
+        manager.enrol(candidate);
         in_time("the manager takes part", manager.takes_part()).await;
         manager
     }
