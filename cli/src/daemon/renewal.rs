@@ -6,7 +6,7 @@ use std::{net::SocketAddrV4, time::Duration};
 use anyhow::{Context, Result, anyhow};
 use ca::{Connector, NodeCertificate, NodeKey, NodeTls, Roots, clock::until};
 use control::Manager;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use model::rpc::{AuthorityClient, Certified, RenewRequest};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -16,9 +16,11 @@ use super::certificates::Certificates;
 
 /// For a manager to answer.
 const CALL_WAIT: Duration = Duration::from_secs(10);
-/// After a failure; twice as long after each further one.
+/// After a failure; twice as long after each further one, and sooner when little is left.
 const RETRY_MIN: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
+/// Of what is left of the certificate's life, no more than this part is waited for.
+const RETRY_SHARE: i32 = 8;
 
 /// Who signs.
 pub enum Signer {
@@ -88,7 +90,19 @@ async fn persist(tls: &NodeTls, certificates: &Certificates, signer: &impl Fn() 
             None => warn!("cannot renew the certificate: {err:#}; trying again in {pause:?}"),
         }
         tokio::time::sleep(pause).await;
-        pause = RETRY_MAX.min(pause * 2);
+        let not_after = tls.with(|own| own.identity().not_after);
+        pause = next_pause(pause, not_after.duration_since(Timestamp::now()));
+    }
+}
+
+/// After `pause`, with `left` of the certificate's life, or less than nothing.
+fn next_pause(pause: Duration, left: SignedDuration) -> Duration {
+    let longer = RETRY_MAX.min(pause * 2);
+    match left.is_positive() {
+        true => longer
+            .min((left / RETRY_SHARE).unsigned_abs())
+            .max(RETRY_MIN),
+        false => longer,
     }
 }
 
@@ -199,6 +213,28 @@ mod tests {
             SocketAddr::V4(addr) => addr,
             SocketAddr::V6(_) => unreachable!("it listens on 127.0.0.1"),
         }
+    }
+
+    /// A certificate of an hour is renewed when 12 minutes are left, at the latest: who did not answer
+    /// for 11 of them is still asked in time.
+    #[test]
+    fn whoever_answers_again_before_the_end_is_asked_before_it() {
+        let life = SignedDuration::from_mins(12);
+        let (mut at, mut pause) = (SignedDuration::ZERO, RETRY_MIN);
+        let mut asked = Vec::new();
+        while at < life {
+            asked.push(at);
+            at += SignedDuration::try_from(pause).unwrap();
+            pause = next_pause(pause, life - at);
+        }
+        let last = asked.pop().unwrap();
+        assert!(last > SignedDuration::from_mins(11), "{last:?}");
+        assert!(asked.len() < 40, "{} times", asked.len());
+
+        let quarter = SignedDuration::from_hours(24 * 20);
+        let grown = (0..20).fold(RETRY_MIN, |pause, _| next_pause(pause, quarter));
+        assert_eq!(grown, RETRY_MAX);
+        assert_eq!(next_pause(RETRY_MAX, -life), RETRY_MAX);
     }
 
     #[tokio::test]
