@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::raft::{LogId, Member, Network, Raft, RaftId, Vote, log::LogStore};
 
 /// Of the leader.
-const HEARTBEAT: Duration = Duration::from_millis(250);
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
 /// Since it last heard of a leader, a manager votes for no other, and does not stand.
 pub(crate) const LEASE: Duration = Duration::from_millis(1000);
 /// The same since it last voted: for who stood to become a leader. Votes that are split cost no more.

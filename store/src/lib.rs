@@ -8,7 +8,8 @@
 //!    │               committed on top; its changes and their time become a ChangeSet
 //!  Writer            gathers ChangeSets while the log entry before is under way
 //!    │
-//!  openraft          one log entry for all that gathered; LogStore appends it: redb, fsync
+//!  openraft          one log entry for all that gathered; LogStore sends it to the other managers
+//!    │               and meanwhile appends it: redb, fsync
 //!    │
 //!  Machine           applies each ChangeSet to the State, if it was computed from just that
 //!    │               version; shows the state (watch) and the commit (broadcast)

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// For entries to be on a follower's disk, and its answer to come. Two heartbeats.
-const APPEND_TIMEOUT: Duration = Duration::from_millis(500);
+pub(crate) const APPEND_TIMEOUT: Duration = Duration::from_millis(500);
 /// Receiving and storing a chunk of a snapshot.
 const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
@@ -142,15 +142,12 @@ impl Store {
             publisher,
         } = opened;
         let contacts = Arc::<Contacts>::default();
-        let network = Network {
-            transport: Arc::clone(&config.transport),
-            contacts: Arc::clone(&contacts),
-        };
+        let network = Network::new(Arc::clone(&config.transport), Arc::clone(&contacts));
         let raft = Raft::new(
             id,
             raft_config(log_kept),
             network.clone(),
-            log.clone(),
+            log.sending(network.clone()),
             machine,
         )
         .await
@@ -585,7 +582,7 @@ fn read_disk(disk: Arc<Disk>, new: RaftId) -> Result<Opened, StoreError> {
                 new
             }
         };
-        let log = LogStore::new(Arc::clone(&disk))?;
+        let log = LogStore::new(Arc::clone(&disk), id)?;
         let last = log.last_index()?;
         let (machine, publisher) = Machine::load(Arc::clone(&disk))?;
         Ok((id, log, last, machine, publisher))

@@ -15,7 +15,7 @@ use openraft::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{LogId, Member, RaftId, TypeConfig};
+use super::{LogId, Member, RaftId, TypeConfig, ahead::Ahead};
 use crate::{
     election::{ANSWER_TIMEOUT, Voter},
     standing::Contacts,
@@ -106,18 +106,27 @@ pub(crate) async fn answer(voter: &Voter, request: RaftRequest) -> RaftReply {
 pub(crate) struct Network {
     pub(crate) transport: Arc<dyn RaftTransport>,
     pub(crate) contacts: Arc<Contacts>,
+    pub(super) ahead: Arc<Ahead>,
 }
 
 /// To one manager.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    to: RaftId,
-    member: Member,
-    network: Network,
+    pub(super) to: RaftId,
+    pub(super) member: Member,
+    pub(super) network: Network,
 }
 
 impl Network {
-    fn to(&self, to: RaftId, member: &Member) -> Peer {
+    pub(crate) fn new(transport: Arc<dyn RaftTransport>, contacts: Arc<Contacts>) -> Self {
+        Self {
+            transport,
+            contacts,
+            ahead: Arc::default(),
+        }
+    }
+
+    pub(super) fn to(&self, to: RaftId, member: &Member) -> Peer {
         Peer {
             to,
             member: member.clone(),
@@ -147,7 +156,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 }
 
 /// No answer came.
-enum Failure {
+#[derive(Debug)]
+pub(super) enum Failure {
     /// In time.
     Late(TransportError),
     /// The call could not be made, or broke.
@@ -167,7 +177,11 @@ impl<E: std::error::Error> From<Failure> for CallError<E> {
 type CallError<E> = RPCError<RaftId, Member, E>;
 
 impl Peer {
-    async fn call(&self, request: RaftRequest, within: Duration) -> Result<RaftReply, Failure> {
+    pub(super) async fn call(
+        &self,
+        request: RaftRequest,
+        within: Duration,
+    ) -> Result<RaftReply, Failure> {
         let call = RaftCall {
             to: self.to,
             request,
@@ -175,6 +189,7 @@ impl Peer {
         let Network {
             transport,
             contacts,
+            ..
         } = &self.network;
         let answer = transport.call(&self.member, call);
         match tokio::time::timeout(within, answer).await {
@@ -217,9 +232,14 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<RaftId>, CallError<RaftError<RaftId>>> {
-        let reply = self
-            .call(RaftRequest::Append(request), option.hard_ttl())
-            .await?;
+        let reply = match self.sent_ahead(&request).await {
+            Some(reply) => reply?,
+            None => {
+                self.call(RaftRequest::Append(request), option.hard_ttl())
+                    .await?
+            }
+        };
+        self.heard(&reply);
         self.answered(match reply {
             RaftReply::Append(answer) => Some(answer),
             _ => None,

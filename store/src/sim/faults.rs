@@ -13,6 +13,8 @@ use crate::Store;
 
 /// Operations on a disk until its power fails, once it is to fail: some commits.
 const LAST_OPERATIONS: std::ops::Range<u64> = 0..60;
+/// Until the power fails in the next commit.
+const WRITE_OPERATIONS: std::ops::Range<u64> = 0..6;
 /// Chance that a host takes a snapshot before something goes wrong.
 const SNAPSHOT: f64 = 0.5;
 /// Until the next thing goes wrong.
@@ -39,7 +41,8 @@ pub(super) async fn meddle(world: &Shared<World>) -> Duration {
             world.borrow_mut().tempt_a_voter();
             return TEMPTATION;
         }
-        72..80 => members::change(world),
+        72..78 => world.borrow_mut().tempt_the_leader(),
+        78..85 => members::change(world),
         _ => {
             let number = world.borrow_mut().any();
             start(world, number).await;
@@ -101,6 +104,16 @@ impl World {
         self.tempted = Some((voter, leader));
     }
 
+    /// The leader loses power while it writes, and is back before the others look for another: what it sent
+    /// them and has lost, it could now make anew, and differently.
+    fn tempt_the_leader(&mut self) {
+        if let Some(leader) = self.leaders().first().copied() {
+            let after = self.random.random_range(WRITE_OPERATIONS);
+            self.disk(leader).fail_after(after);
+            self.recalled = Some(leader);
+        }
+    }
+
     fn cut(&self, a: u8, b: u8) {
         self.net.set(a, b, Link::CUT);
         self.net.set(b, a, Link::CUT);
@@ -133,8 +146,15 @@ async fn snapshot(world: &Shared<World>) {
 }
 
 /// Once a voter has given the vote with which its power fails, it is up again at once, with nothing that was
-/// not synced, and so is the former leader.
+/// not synced, and so is the former leader. So is a leader whose power failed while it wrote.
 pub(super) async fn bring_back(world: &Shared<World>) {
+    let recalled = world.borrow().recalled;
+    if let Some(leader) = recalled
+        && world.borrow().disk(leader).has_failed()
+    {
+        world.borrow_mut().recalled = None;
+        start_with(world, leader, 0.0).await;
+    }
     let tempted = world.borrow().tempted;
     let Some((voter, leader)) = tempted else {
         return;

@@ -32,8 +32,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use self::{clients::client, history::History, world::World};
-use crate::Store;
+use self::{clients::client, history::History, net::Link, world::World};
+use crate::{Store, raft::DISK_TAKES};
 
 const SEEDS: u64 = 100;
 /// Of virtual time.
@@ -68,6 +68,29 @@ fn a_seed_gives_the_same_history_again() {
     let history = run(1);
     assert!(history.len() > 100, "little happened: {history:?}");
     assert_eq!(history, run(1));
+}
+
+/// A disk that one after the other waits for: the leader's and a follower's for the entry, and the leader's to
+/// read it again, for the others and to apply it.
+#[test]
+fn followers_write_an_entry_down_while_the_leader_does() {
+    let took = simulate(async {
+        let world = World::new(1).await;
+        for from in world.numbers() {
+            for to in world.numbers() {
+                world.net.set(from, to, Link::INSTANT);
+            }
+        }
+        let leader = world.leader().expect("it has taken the others in");
+        let mut shortest = Duration::MAX;
+        for act in 0..10 {
+            let begun = Instant::now();
+            clients::write_last(&leader, act).await;
+            shortest = shortest.min(begun.elapsed());
+        }
+        shortest
+    });
+    assert!(took < 4 * DISK_TAKES, "a write took {took:?}");
 }
 
 fn from_environment(name: &str) -> Option<u64> {

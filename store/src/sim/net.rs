@@ -35,6 +35,10 @@ impl Link {
         repeats: 0.0,
         delay_max: Duration::from_millis(2),
     };
+    pub(super) const INSTANT: Self = Self {
+        delay_max: Duration::ZERO,
+        ..Self::GOOD
+    };
     pub(super) const CUT: Self = Self {
         loss: 1.0,
         ..Self::GOOD

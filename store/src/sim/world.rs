@@ -41,6 +41,8 @@ pub(super) struct World {
     pub(super) invariants: Invariants,
     /// A voter whose power fails with its next vote, and the leader from before.
     pub(super) tempted: Option<(u8, u8)>,
+    /// A leader whose power fails while it writes.
+    pub(super) recalled: Option<u8>,
     /// A change of the members that goes on.
     pub(super) change: Option<JoinHandle<()>>,
 }
@@ -57,6 +59,7 @@ impl World {
             hosts: Vec::new(),
             invariants: Invariants::default(),
             tempted: None,
+            recalled: None,
             change: None,
         };
         for number in 1..=size + SPARE {
