@@ -1,5 +1,6 @@
 //! Which nodes are alive: an agent's session says so at a period; after three missed ones its node
-//! is DOWN. A new leader knows nothing yet: nodes are UNKNOWN and have twice the time.
+//! is DOWN. A new leader knows nothing yet: nodes are UNKNOWN and have twice the time. What the manager
+//! sleeps through counts against nobody ([`deadlines`]).
 
 mod deadlines;
 
@@ -14,11 +15,11 @@ use model::{
     object::{Node, NodeState},
 };
 use store::{State, Store, Transaction, WriteError};
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub(crate) use deadlines::Deadlines;
+use deadlines::Deadlines;
 
 /// Heartbeats that a node may miss.
 const MISSED_MAX: u32 = 3;
@@ -50,25 +51,24 @@ pub(crate) fn cluster_period(state: &State) -> Duration {
     cluster.spec.dispatcher_heartbeat
 }
 
-/// The watch over all nodes; shared by the sessions, which beat, and the loop, which waits.
-#[derive(Debug, Default)]
+/// The watch over all nodes; shared by the sessions, which beat, and the loop, which looks.
+#[derive(Debug)]
 pub(crate) struct Liveness {
     deadlines: Mutex<Deadlines>,
-    changed: Notify,
+}
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Self {
+            deadlines: Mutex::new(Deadlines::new(Instant::now())),
+        }
+    }
 }
 
 impl Liveness {
     /// The node is alive, and will be heard of again within `grace`.
     pub(crate) fn beat(&self, node: NodeId, grace: Duration) {
-        let deadline = Instant::now() + grace;
-        let is_first = {
-            let mut deadlines = self.lock();
-            deadlines.beat(node, deadline);
-            deadlines.next() == Some(deadline)
-        };
-        if is_first {
-            self.changed.notify_one();
-        }
+        self.lock().beat(node, Instant::now(), grace);
     }
 
     /// The node has just joined.
@@ -116,25 +116,22 @@ impl Liveness {
         cancel: CancellationToken,
     ) {
         loop {
-            let next = self.lock().next();
-            let wake = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let next_look = self.lock().next_look();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
-                () = self.changed.notified() => {}
-                () = wake => self.mark_expired(&store, &on_down).await,
+                () = tokio::time::sleep_until(next_look) => {}
             }
+            self.mark_expired(&store, &on_down).await;
         }
     }
 
     async fn mark_expired(&self, store: &Store, on_down: &(impl Fn(NodeId) + Send)) {
         let now = Instant::now();
-        let expired = self.lock().take_expired(now);
+        let expired = self.lock().look(now);
+        if expired.is_empty() {
+            return;
+        }
         let outcome = store
             .write(|tx| {
                 // A beat may have come while the write waited for its turn.

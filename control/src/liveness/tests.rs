@@ -1,38 +1,77 @@
 use super::*;
 use crate::fixture::World;
 
+const GRACE: Duration = Duration::from_secs(15);
+
+/// When the node expires, by looks that come when they are due; the first of them at `from`.
+fn expiry(deadlines: &mut Deadlines, node: NodeId, from: Instant) -> Instant {
+    let mut now = from;
+    loop {
+        let expired = deadlines.look(now);
+        if expired.contains(&node) {
+            return now;
+        }
+        assert!(now < from + 2 * GRACE, "it does not expire");
+        now = deadlines.next_look();
+    }
+}
+
 #[test]
 fn a_node_expires_once_at_its_deadline() {
-    let (mut deadlines, now) = (Deadlines::default(), Instant::now());
+    let now = Instant::now();
+    let mut deadlines = Deadlines::new(now);
     let (first, second) = (NodeId::generate(), NodeId::generate());
-    let period = Duration::from_secs(5);
-    deadlines.beat(first, now + grace(period));
-    deadlines.beat(second, now + grace(period) + period);
-    assert_eq!(deadlines.next(), Some(now + Duration::from_secs(15)));
-    assert_eq!(
-        deadlines.take_expired(now + Duration::from_millis(14_999)),
-        []
-    );
-    assert_eq!(
-        deadlines.take_expired(now + Duration::from_secs(15)),
-        [first]
-    );
-    assert!(!deadlines.is_watched(first));
-    assert_eq!(deadlines.take_expired(now + Duration::from_secs(15)), []);
+    deadlines.beat(first, now, GRACE);
+    deadlines.beat(second, now, GRACE + Duration::from_secs(5));
+    let due = deadlines.next_look();
+    let at = expiry(&mut deadlines, first, due);
+    assert_eq!(at - now, GRACE);
+    assert!(!deadlines.is_watched(first) && deadlines.is_watched(second));
+    assert_eq!(deadlines.look(deadlines.next_look()), []);
     deadlines.forget(second);
-    assert_eq!(deadlines.next(), None);
+    assert!(!deadlines.is_watched(second));
 }
 
 #[test]
 fn a_beat_puts_the_deadline_off_and_outweighs_a_retry() {
-    let (mut deadlines, now) = (Deadlines::default(), Instant::now());
+    let now = Instant::now();
+    let mut deadlines = Deadlines::new(now);
     let node = NodeId::generate();
-    deadlines.beat(node, now);
-    assert_eq!(deadlines.take_expired(now), [node]);
-    let later = now + Duration::from_secs(15);
-    deadlines.beat(node, later);
+    deadlines.beat(node, now, Duration::ZERO);
+    assert_eq!(deadlines.look(now), [node]);
+    deadlines.beat(node, now, GRACE);
     deadlines.retry(node, now);
-    assert_eq!(deadlines.next(), Some(later));
+    let due = deadlines.next_look();
+    assert_eq!(expiry(&mut deadlines, node, due) - now, GRACE);
+}
+
+#[test]
+fn time_in_which_the_manager_did_not_run_counts_against_no_node() {
+    let now = Instant::now();
+    let mut deadlines = Deadlines::new(now);
+    let node = NodeId::generate();
+    deadlines.beat(node, now, GRACE);
+    let mut last = now;
+    while last < now + Duration::from_secs(10) {
+        last = deadlines.next_look();
+        assert_eq!(deadlines.look(last), []);
+    }
+    // From here on nothing runs for half a minute.
+    let (left, due) = (now + GRACE - last, deadlines.next_look());
+    let awake = last + Duration::from_secs(30);
+    let at = expiry(&mut deadlines, node, awake);
+    assert_eq!(at - awake, left - (due - last));
+}
+
+#[test]
+fn who_is_heard_of_while_a_look_is_overdue_has_all_its_time_from_then_on() {
+    let now = Instant::now();
+    let mut deadlines = Deadlines::new(now);
+    let node = NodeId::generate();
+    let late = now + Duration::from_secs(30);
+    deadlines.beat(node, late, GRACE);
+    let at = expiry(&mut deadlines, node, late);
+    assert_eq!(at - late, GRACE);
 }
 
 #[test]
