@@ -120,7 +120,11 @@ impl Membership for MembershipService {
         // The node stops its tasks when it has the answer: by then nobody sends to them.
         let unseen = async {
             let mut look = tokio::time::interval(LOOK);
-            while office.hub.reached_by_all(&office.store.state()) < version {
+            let is_behind = || {
+                let live = office.hub.reached_by_live(&office.store.state());
+                live.into_values().any(|reached| reached < version)
+            };
+            while is_behind() {
                 look.tick().await;
             }
         };

@@ -10,6 +10,7 @@ use store::State;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::reach::Reach;
 use crate::projection::Touch;
 
 /// What the sessions project: a state, and the stops that are held back in it.
@@ -146,8 +147,7 @@ impl Seat {
             .get(&self.node)
             .is_some_and(|s| s.number == self.number);
         if is_mine {
-            let reached = inner.reached.entry(self.node).or_default();
-            *reached = version.max(*reached);
+            inner.reach.ack(self.node, version);
             drop(inner);
             self.hub.acked.notify_one();
         }
@@ -186,7 +186,7 @@ struct Inner {
     seats: HashMap<NodeId, Taken>,
     seat_last: u64,
     /// What each node acknowledged. Outlives sessions: what is in a kernel stays there.
-    reached: HashMap<NodeId, Version>,
+    reach: Reach,
     /// What each node last said of its flows.
     pins: HashMap<NodeId, Arc<[Pin]>>,
     /// The version that every live node has reached.
@@ -247,12 +247,29 @@ impl Hub {
         }
     }
 
+    /// Takes note of who is there and live in `state`: ahead of any question about all nodes.
+    pub(crate) fn follow_all(&self, state: &State) {
+        let mut inner = self.lock();
+        inner.reach.follow_all(state);
+        inner.pins.retain(|node, _| state.node(*node).is_some());
+    }
+
+    /// The same, where `state` differs by `touches` from the last that was followed.
+    pub(crate) fn follow(&self, state: &State, touches: &BTreeSet<Touch>) {
+        let mut inner = self.lock();
+        for touch in touches {
+            if let Touch::Peer(node) = *touch {
+                inner.reach.follow(state, node);
+                if state.node(node).is_none() {
+                    inner.pins.remove(&node);
+                }
+            }
+        }
+    }
+
     /// Hands a round to all sessions.
     pub(crate) fn publish(&self, round: Round, work: &Work) {
         let mut inner = self.lock();
-        let is_member = |node: &NodeId| round.state.node(*node).is_some();
-        inner.reached.retain(|node, _| is_member(node));
-        inner.pins.retain(|node, _| is_member(node));
         for taken in inner.seats.values() {
             taken.inbox.add(&round, work);
         }
@@ -260,9 +277,9 @@ impl Hub {
     }
 
     /// Notes how far all live nodes are, and has the sessions tell it.
-    pub(crate) fn settle(&self, state: &State) {
-        let reached = self.reached_by_all(state).min(state.version());
+    pub(crate) fn settle(&self) {
         let mut inner = self.lock();
+        let reached = inner.reach.of_all().min(inner.round.state.version());
         if reached > inner.settled {
             inner.settled = reached;
             for taken in inner.seats.values() {
@@ -283,23 +300,22 @@ impl Hub {
 
     /// What the node has reached; 0 when it has not been heard of.
     pub(crate) fn reached(&self, node: NodeId) -> Version {
-        self.lock().reached.get(&node).copied().unwrap_or_default()
+        self.lock().reach.of(node)
     }
 
-    /// The lowest version that any node reached of those that are not down in `state`. With none
-    /// there is nobody to wait for.
-    pub(crate) fn reached_by_all(&self, state: &State) -> Version {
-        let live = self.reached_by_live(state).into_values();
-        live.min().unwrap_or(Version(u64::MAX))
+    /// The lowest version that any node reached of those that are not down, as of [`Self::follow`].
+    /// With none there is nobody to wait for.
+    pub(crate) fn reached_by_all(&self) -> Version {
+        self.lock().reach.of_all()
     }
 
-    /// What each node reached of those that are not down in `state`.
+    /// What each node reached of those that are not down in `state`. Looks at all of them.
     pub(crate) fn reached_by_live(&self, state: &State) -> HashMap<NodeId, Version> {
         let inner = self.lock();
         let live = state
             .nodes()
             .filter(|node| node.status.state != NodeState::Down);
-        let reached = |id| inner.reached.get(&id).copied().unwrap_or_default();
-        live.map(|node| (node.id, reached(node.id))).collect()
+        live.map(|node| (node.id, inner.reach.of(node.id)))
+            .collect()
     }
 }

@@ -1,7 +1,7 @@
 //! The feed: each agent holds one session, over which it hears what its node needs and says what
 //! became of it.
 //!
-//! * [`hub`]: who is connected, and what each session has yet to look at; what each node
+//! * [`hub`]: who is connected, and what each session has yet to look at. [`reach`]: what each node
 //!   acknowledged.
 //! * [`rounds`]: the loop that follows the store, decides on drains, and hands the outcome to the
 //!   sessions. [`pace`]: how fast.
@@ -15,6 +15,7 @@ mod flight;
 mod hub;
 mod ledger;
 mod pace;
+mod reach;
 mod rounds;
 mod service;
 mod session;

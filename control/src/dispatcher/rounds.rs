@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use model::{TaskId, Version};
+use model::{TaskId, Version, object::NodeState};
 use store::{Change, Commit, State, Store};
 use tokio::{
     sync::broadcast::{self, error::RecvError},
@@ -86,9 +86,10 @@ impl Rounds {
         for task in self.state.tasks() {
             self.drains.observe(task.id, Some(task), now);
         }
+        self.hub.follow_all(&self.state);
         let tasks = before.tasks().chain(self.state.tasks());
         if moves_rings(&before, &self.state, tasks.map(|task| task.id)) {
-            self.pace.moved(self.state.version(), now);
+            self.rings_move(now);
         }
         self.decide();
         self.publish(&Work::All);
@@ -102,6 +103,7 @@ impl Rounds {
         let mut touches = touched(&self.state, &state, &changes);
         let before = std::mem::replace(&mut self.state, state);
         let now = Instant::now();
+        self.hub.follow(&self.state, &touches);
         let tasks = touches.iter().filter_map(|touch| match touch {
             Touch::Task { task, .. } => Some(*task),
             _ => None,
@@ -111,7 +113,7 @@ impl Rounds {
             self.drains.observe(task, stored, now);
         }
         if moves_rings(&before, &self.state, tasks) {
-            self.pace.moved(self.state.version(), now);
+            self.rings_move(now);
         }
         touches.extend(self.decide().into_iter().map(|task| self.touch(task)));
         self.publish(&Work::Touched(touches));
@@ -161,7 +163,7 @@ impl Rounds {
         if !self.drains.any_held() {
             return Vec::new();
         }
-        let reached = self.hub.reached_by_all(&self.state);
+        let reached = self.hub.reached_by_all();
         let released = self.drains.release(reached, Instant::now());
         for stop in &released {
             let task = stop.task;
@@ -190,13 +192,23 @@ impl Rounds {
 
     /// How far all nodes are, for the agents and for the next move of rings.
     fn settle(&mut self) {
-        self.hub.settle(&self.state);
+        self.hub.settle();
         // By the newest state: a node that went down meanwhile is not waited for.
-        let live = self.hub.reached_by_live(&self.store.state());
-        for node in self.pace.look(live.into_iter(), Instant::now()) {
+        let newest = self.store.state();
+        let reached = |id| {
+            let node = newest.node(id)?;
+            (node.status.state != NodeState::Down).then(|| self.hub.reached(id))
+        };
+        for node in self.pace.look(reached, Instant::now()) {
             warn!(node.id = %node, "the node has not applied the last change after {PACE_MAX:?}; \
                 connections to its tasks may end at the next ones");
         }
+    }
+
+    /// The next commits wait for this one to be everywhere.
+    fn rings_move(&mut self, now: Instant) {
+        let live = self.hub.reached_by_live(&self.store.state());
+        self.pace.moved(self.state.version(), live.into_iter(), now);
     }
 }
 

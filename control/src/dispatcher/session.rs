@@ -22,6 +22,7 @@ use crate::{
     access::{expired, is_member, not_a_member},
     liveness::{cluster_period, grace, session_period},
     office::Office,
+    presence::{Presence, presence},
     rotation::roots_pem,
     tunnel,
 };
@@ -172,7 +173,7 @@ struct Session<'a> {
     node: NodeId,
     /// The roots that the node was told of.
     trust: Option<String>,
-    /// The version that made the node READY: nothing older is projected.
+    /// The version that made the node READY: nothing older, in which it is down, is projected.
     since: Version,
     heartbeat: Heartbeat,
     outbox: &'a Outbox,
@@ -306,9 +307,10 @@ impl Session<'_> {
     async fn tell(&mut self, pending: Pending) -> Result<(), End> {
         let Pending { round, work } = pending;
         let version = round.state.version();
-        if version < self.since {
+        if version < self.since && presence(&round.state, self.node) != Presence::Up {
             // The rounds have yet to see that the node is READY. They will, and then we look at
-            // everything.
+            // everything. One that they hold for up, after a start of this manager say, must not wait:
+            // they may wait for its acknowledgement themselves ([`super::pace`]).
             return Ok(());
         }
         if round.state.node(self.node).is_none() {
