@@ -29,4 +29,5 @@ mod view_file;
 
 pub use agent::Agent;
 pub use config::{AgentConfig, Credentials};
-pub use session::Applied;
+pub use session::{Applied, Session, SessionEvent};
+pub use status::StatusBook;

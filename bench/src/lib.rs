@@ -6,6 +6,7 @@
 
 mod api;
 mod change;
+mod feed;
 mod live;
 mod machine;
 mod managers;

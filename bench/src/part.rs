@@ -4,7 +4,9 @@ use std::fmt;
 
 use anyhow::Result;
 
-use crate::{Parts, change, live, managers, mesh, overlay, programs_part, report::Report, scale};
+use crate::{
+    Parts, change, feed, live, managers, mesh, overlay, programs_part, report::Report, scale,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
@@ -26,10 +28,12 @@ pub enum Part {
     Writes,
     /// From the last write of a leader to the next of another.
     Failover,
+    /// What the managers tell a thousand agents, and what that costs them.
+    Feed,
 }
 
 impl Part {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Programs,
         Self::Scenarios,
         Self::Live,
@@ -39,6 +43,7 @@ impl Part {
         Self::Scale,
         Self::Writes,
         Self::Failover,
+        Self::Feed,
     ];
 
     /// All when none is named.
@@ -65,6 +70,7 @@ impl Part {
             Self::Scale => scale::measure(parts, report),
             Self::Writes => managers::writes::measure(parts, report),
             Self::Failover => managers::failover::measure(parts, report),
+            Self::Feed => feed::measure(parts, report),
         }
     }
 }

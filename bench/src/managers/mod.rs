@@ -4,7 +4,7 @@
 //! * [`failover`]: from the last acknowledged write of a leader to the next of another.
 //! * [`door`]: nodes whose objects both write to.
 
-mod door;
+pub mod door;
 mod etcd;
 pub mod failover;
 mod labels;
