@@ -1,6 +1,7 @@
 //! What nodes find out of each other by themselves, before the managers decide anything.
 
 use std::{
+    iter,
     net::{Ipv4Addr, SocketAddr, TcpStream},
     sync::{
         Arc, Mutex,
@@ -226,10 +227,31 @@ fn all_avoid_node_3(cluster: &Cluster, tasks: &[Task], entry: usize) -> Result<b
 
 /// Node 3 hears no probe and no answer any more, or all of them.
 fn deafen_node_3(cluster: &Cluster, is_deaf: bool) -> Result<()> {
-    let action = if is_deaf { "-A" } else { "-D" };
-    let rule = ["INPUT", "-p", "udp", "--dport", "7946", "-j", "DROP"];
-    let args = [&[action][..], &rule].concat();
-    cluster.node(3).host().run("iptables", &args)?;
+    drop_at(
+        cluster,
+        3,
+        is_deaf,
+        &[("input", "udp dport 7946".to_owned())],
+    )
+}
+
+/// The node's kernel drops what fits one of these, at a hook, or nothing any more.
+fn drop_at(cluster: &Cluster, node: usize, is_so: bool, rules: &[(&str, String)]) -> Result<()> {
+    const TABLE: &str = "ip lost";
+    let script = if is_so {
+        let rules = rules.iter().map(|(hook, expression)| {
+            format!(
+                "add chain {TABLE} {hook} {{ type filter hook {hook} priority 0; }}; \
+                 add rule {TABLE} {hook} {expression} drop"
+            )
+        });
+        let table = format!("add table {TABLE}");
+        let commands: Vec<_> = iter::once(table).chain(rules).collect();
+        commands.join("; ")
+    } else {
+        format!("delete table {TABLE}")
+    };
+    cluster.node(node).host().run("nft", &[&script])?;
     Ok(())
 }
 
@@ -276,13 +298,12 @@ fn say_all(open: &mut [Conversation], line: &str) -> Result<()> {
 
 /// Nothing goes between the node and the manager's node any more, or all does.
 fn cut_from_manager(cluster: &Cluster, number: usize, is_cut: bool) -> Result<()> {
-    let manager = cluster.node(1).addr().to_string();
-    let action = if is_cut { "-A" } else { "-D" };
-    for (chain, end) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
-        let rule = [action, chain, end, &manager, "-j", "DROP"];
-        cluster.node(number).host().run("iptables", &rule)?;
-    }
-    Ok(())
+    let manager = cluster.node(1).addr();
+    let rules = [
+        ("input", format!("ip saddr {manager}")),
+        ("output", format!("ip daddr {manager}")),
+    ];
+    drop_at(cluster, number, is_cut, &rules)
 }
 
 /// What node 2 holds of the tasks on node 3.
