@@ -3,26 +3,25 @@
 //!
 //!     cargo run --release -p swarmnet-store --example writes -- [directory]
 
+#[path = "../tests/support/wires.rs"]
+mod wires;
+
 use std::{
-    collections::HashMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     path::Path,
-    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use jiff::Timestamp;
 use model::{
-    NodeId, codec,
+    NodeId,
     object::{Meta, Node, NodeDescription, NodeState, NodeStatus},
     spec::NodeSpec,
 };
-use swarmnet_store::{
-    Start, Store, StoreConfig,
-    raft::{Member, RaftCall, RaftReply, RaftTransport, TransportError},
-};
+use swarmnet_store::{Start, Store, StoreConfig, raft::Member};
 use tokio::task::JoinSet;
+
+use wires::{Wires, addr};
 
 const MEASURED: Duration = Duration::from_secs(3);
 
@@ -103,53 +102,20 @@ async fn main() {
     }
 }
 
-/// The managers by their addresses. Calls pass through their encoding.
-#[derive(Debug, Clone, Default)]
-struct Wires(Arc<Mutex<HashMap<SocketAddr, Store>>>);
-
-impl Wires {
-    fn listen(&self, addr: SocketAddr, store: Store) {
-        self.0.lock().expect("no panic").insert(addr, store);
-    }
-}
-
-#[async_trait]
-impl RaftTransport for Wires {
-    async fn call(&self, member: &Member, call: RaftCall) -> Result<RaftReply, TransportError> {
-        let lost = TransportError {
-            to: call.to,
-            member: member.clone(),
-            reason: "nobody listens".to_owned(),
-        };
-        let listening = self.0.lock().expect("no panic").get(&member.addr).cloned();
-        let store = listening.ok_or_else(|| lost.clone())?;
-        let call = codec::decode(&codec::encode(&call)).expect("it was encoded");
-        let reply = store.answer(call).await.ok_or(lost)?;
-        Ok(codec::decode(&codec::encode(&reply)).expect("it was encoded"))
-    }
-}
-
 /// The first one leads.
 async fn group(dir: &Path, managers: u8) -> Vec<Store> {
     let wires = Wires::default();
     let mut stores: Vec<Store> = Vec::new();
     for number in 1..=managers {
-        let addr = (Ipv4Addr::new(127, 0, 0, number), model::rpc::MANAGER_PORT).into();
-        let config = StoreConfig {
-            addr,
-            start: match number {
-                1 => Start::Found,
-                _ => Start::Join,
-            },
-            transport: Arc::new(wires.clone()),
-            unlock: None,
+        let start = match number {
+            1 => Start::Found,
+            _ => Start::Join,
         };
         let dir = dir.join(format!("of-{managers}/{number}"));
-        let store = Store::open(&dir, config).await;
-        let store = store.expect("the directory is a store's or empty");
-        wires.listen(addr, store.clone());
+        let store = wires.open(&dir, number, start).await;
         if let Some(first) = stores.first() {
-            let added = first.add_member(store.id(), Member { addr }).await;
+            let member = Member { addr: addr(number) };
+            let added = first.add_member(store.id(), member).await;
             added.expect("nothing is in the way");
         }
         stores.push(store);

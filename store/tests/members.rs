@@ -1,20 +1,16 @@
-//! Several managers in one process: a call is answered by the store that the address names.
+//! Several managers in one process: how they come, go, and are lost.
 
 mod support;
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use model::{NodeId, Version, codec};
-use support::{cluster, node};
+use model::{NodeId, Version};
+use support::{
+    cluster, node,
+    wires::{Wires, addr},
+};
 use swarmnet_store::{
-    Standing, Start, State, Store, StoreConfig, StoreError, WriteError,
-    raft::{Member, RaftCall, RaftReply, RaftTransport, TransportError},
+    Standing, Start, State, Store, StoreConfig, StoreError, WriteError, raft::Member,
 };
 use tempfile::TempDir;
 use tokio::{sync::watch, time::timeout};
@@ -22,49 +18,6 @@ use tokio::{sync::watch, time::timeout};
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// Who listens where. Calls pass through their encoding, as on a wire.
-#[derive(Debug, Clone, Default)]
-struct Wires(Arc<Mutex<HashMap<SocketAddr, Store>>>);
-
-#[async_trait]
-impl RaftTransport for Wires {
-    async fn call(&self, member: &Member, call: RaftCall) -> Result<RaftReply, TransportError> {
-        let lost = TransportError {
-            to: call.to,
-            member: member.clone(),
-            reason: "nobody listens".to_owned(),
-        };
-        let listening = self.0.lock().unwrap().get(&member.addr).cloned();
-        let store = listening.ok_or_else(|| lost.clone())?;
-        let received = codec::decode(&codec::encode(&call)).unwrap();
-        let reply = store.answer(received).await.ok_or(lost)?;
-        Ok(codec::decode(&codec::encode(&reply)).unwrap())
-    }
-}
-
-fn addr(number: u8) -> SocketAddr {
-    ([127, 0, 0, number], 2377).into()
-}
-
-impl Wires {
-    async fn open(&self, dir: &TempDir, number: u8, start: Start) -> Store {
-        let config = StoreConfig {
-            addr: addr(number),
-            start,
-            transport: Arc::new(self.clone()),
-            unlock: None,
-        };
-        let store = Store::open(dir.path(), config).await.unwrap();
-        self.0.lock().unwrap().insert(addr(number), store.clone());
-        store
-    }
-
-    /// No call reaches it any more.
-    fn cut(&self, number: u8) -> Option<Store> {
-        self.0.lock().unwrap().remove(&addr(number))
-    }
-}
 
 async fn wait_for(mut watch: watch::Receiver<Arc<State>>, version: Version) -> Arc<State> {
     let reached = watch.wait_for(|state| state.version() >= version);
@@ -200,7 +153,7 @@ async fn leader_without_quorum_stops_acknowledging() {
     assert!(old.contains("no quorum"), "{old}");
 
     for (number, store) in [2, 3].into_iter().zip(away) {
-        wires.0.lock().unwrap().insert(addr(number), store.unwrap());
+        wires.listen(number, store.unwrap());
     }
     let all = [&first, &second, &third];
     let leader = all[leader_among(&all).await];
@@ -251,7 +204,7 @@ async fn survivor_goes_on_alone_with_everything() {
         store.shutdown().await;
     }
     drop((first, second, third));
-    wires.0.lock().unwrap().clear();
+    wires.cut_all();
 
     Store::force_new(dirs[2].path(), addr(3), None)
         .await

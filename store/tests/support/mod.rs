@@ -1,6 +1,8 @@
 //! Objects to put into stores.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod wires;
+
 use std::net::{Ipv4Addr, SocketAddr};
 
 use jiff::Timestamp;
