@@ -48,10 +48,8 @@ fn cfssl_that_demands_certificates_signs_for_joins_and_promotions() -> Result<()
     // By another certificate, for which the node's manager asks with its own.
     second.cli(&["node", "promote", third.name()])?;
     wait_for("it to be a manager", || {
-        let nodes = first.cli_json(&["node", "ls"])?;
-        let node = nodes.iter().find(|node| node["Hostname"] == third.name());
-        let reached = node.context("it is listed")?["ManagerStatus"] == "Reachable";
-        Ok(reached.then_some(()))
+        let node = first.listed(third.name())?;
+        Ok((node["ManagerStatus"] == "Reachable").then_some(()))
     })?;
     let rotated = first.cli_error(&["ca", "--rotate"])?;
     ensure!(rotated.contains("the root is not replaced"), "{rotated}");

@@ -47,10 +47,11 @@ fn a_locked_manager_whose_demotion_was_cut_short_is_a_worker_after_all() -> Resu
     let unsealed = fs::read_to_string(&node_pem)?;
     let name = cluster.node(4).name().to_owned();
     let manager_status = |cluster: &Cluster| -> Result<String> {
-        let nodes = cluster.node(1).cli_json(&["node", "ls"])?;
-        let node = nodes.iter().find(|node| node["Hostname"] == name.as_str());
-        let status = node.context("it is listed")?["ManagerStatus"].as_str();
-        Ok(status.unwrap_or_default().to_owned())
+        let node = cluster.node(1).listed(&name)?;
+        Ok(node["ManagerStatus"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned())
     };
     cluster.node(1).cli(&["node", "promote", &name])?;
     wait_for("it to be a manager", || {
@@ -82,9 +83,7 @@ fn a_locked_manager_whose_demotion_was_cut_short_is_a_worker_after_all() -> Resu
     cluster.node_mut(4).kill()?;
     cluster.node_mut(4).start()?;
     wait_for("it to be ready without the key", || {
-        let nodes = cluster.node(1).cli_json(&["node", "ls"])?;
-        let node = nodes.iter().find(|node| node["Hostname"] == name.as_str());
-        let is_ready = node.is_some_and(|node| node["Status"] == "Ready");
-        Ok((is_ready && manager_status(&cluster)?.is_empty()).then_some(()))
+        let node = cluster.node(1).listed(&name)?;
+        Ok((node["Status"] == "Ready" && node["ManagerStatus"] == "").then_some(()))
     })
 }
