@@ -620,6 +620,36 @@ async fn rings_move_again_only_when_every_node_has_the_last_move_and_its_pins() 
     assert!(heard.pins.values().any(|pins| *pins == [pin(2)]));
 }
 
+/// A node that comes back while commits wait for a move of rings hears at once what the others have: they
+/// may wait for its own acknowledgement.
+#[tokio::test]
+async fn a_session_that_begins_while_rings_move_has_what_there_is_so_far() {
+    let Running {
+        cluster,
+        mut owner,
+        others: [first, silent],
+        node,
+        task,
+        endpoint,
+    } = running().await;
+    let (second, backend) = cluster.add_task(node.id, 9090).await;
+    let comes = |view: &NodeView| view.endpoints.contains_key(&backend);
+    owner.until("the second task", comes).await;
+    silent.acks(false);
+    cluster.stop(task).await;
+    let drains = is_backend(endpoint, BackendState::Draining);
+    owner.until("the first move", &drains).await;
+    owner.report(second, TaskState::Running).await;
+    drop(first);
+    let first = cluster.connect(&cluster.first).await;
+    first.until("the first move", &drains).await;
+    let is_active = is_backend(backend, BackendState::Active);
+    assert!(!is_active(&first.view()), "one node lacks the first move");
+
+    silent.acks(true);
+    first.until("the second move", is_active).await;
+}
+
 fn pin(port: u16) -> Pin {
     Pin {
         client: format!("203.0.113.9:{port}").parse().unwrap(),
