@@ -19,6 +19,7 @@ pub mod record;
 pub mod report;
 mod scale;
 mod sys;
+mod wait;
 mod way;
 
 use std::path::PathBuf;

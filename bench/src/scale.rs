@@ -4,7 +4,6 @@
 use std::{
     fs::File,
     os::unix::fs::FileExt,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -16,6 +15,7 @@ use crate::{
     Parts,
     api::Api,
     report::{Figure, Goal, Report, median, quantile},
+    wait::Wait,
     way::cluster,
 };
 
@@ -24,8 +24,10 @@ const SERVICES: u16 = 300;
 const FIRST_PORT: u16 = 10_000;
 const GOAL_MS: f64 = 50.0;
 /// To start all tasks, and for each scaling.
-const PATIENCE: Duration = Duration::from_secs(240);
-const LOOK: Duration = Duration::from_millis(1);
+const WAIT: Wait = Wait {
+    most: Duration::from_secs(240),
+    look: Duration::from_millis(1),
+};
 
 /// # Errors
 /// When the cluster does not come to where it was sent.
@@ -108,7 +110,7 @@ fn populate(api: &Api, whoami: &str) -> Result<()> {
             }),
         )?;
     }
-    until("all tasks to run", || {
+    WAIT.until("all tasks to run", || {
         Ok(running(api, "")? == usize::from(SERVICES) + 1)
     })
 }
@@ -125,21 +127,21 @@ fn scale(lab: &Lab, api: &Api, replicas: u64, samples: &mut Samples) -> Result<(
         &service["Spec"],
     )?;
     let mut decided = None;
-    until("the managers' decision", || {
+    WAIT.until("the managers' decision", || {
         decided = decision(api, replicas as usize)?;
         Ok(decided.is_some())
     })?;
     let decided = decided.context("a version")?;
-    until("its acknowledgements", || {
+    WAIT.until("its acknowledgements", || {
         let rows = nodes(lab, api)?;
         Ok(rows.iter().all(|(applied, _)| *applied >= decided))
     })?;
     samples.acknowledged.push(took());
     let filter = r#"%22service%22:[%22s0%22],"#;
-    until("the tasks", || {
+    WAIT.until("the tasks", || {
         Ok(running(api, filter)? == replicas as usize)
     })?;
-    until("every acknowledgement", || {
+    WAIT.until("every acknowledgement", || {
         let rows = nodes(lab, api)?;
         Ok(rows.iter().all(|(applied, current)| applied == current))
     })?;
@@ -185,16 +187,4 @@ fn running(api: &Api, filter: &str) -> Result<usize> {
         .iter()
         .filter(runs)
         .count())
-}
-
-fn until(what: &str, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
-    let begun = Instant::now();
-    while !look()? {
-        ensure!(
-            begun.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} in vain for {what}"
-        );
-        thread::sleep(LOOK);
-    }
-    Ok(())
 }

@@ -26,16 +26,24 @@ use crate::{
     api::{Api, Connection},
     managers::door::Door,
     report::{Figure, Goal, Report, quantile},
+    wait::Wait,
     way::cluster,
 };
 
 const PART: &str = "feed of one manager";
-/// For each wait.
-const PATIENCE: Duration = Duration::from_secs(600);
-const LOOK: Duration = Duration::from_millis(2);
-/// Between looks that cost the manager something.
-const RARE_LOOK: Duration = Duration::from_millis(100);
+/// What is seen without the manager.
+const WAIT: Wait = Wait {
+    most: Duration::from_secs(600),
+    look: Duration::from_millis(2),
+};
+/// By looks that cost the manager something.
+const WAIT_LOOKING: Wait = Wait {
+    look: Duration::from_millis(100),
+    ..WAIT
+};
 const PORT: u16 = 8080;
+/// What `getconf CLK_TCK` says on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 struct Size {
     agents: usize,
@@ -44,6 +52,8 @@ struct Size {
     replicas: usize,
     /// Changes of each kind.
     changes: usize,
+    /// Without a change.
+    idle: Duration,
 }
 
 impl Size {
@@ -55,6 +65,7 @@ impl Size {
                 services: 100,
                 replicas: 10,
                 changes: 5,
+                idle: Duration::from_secs(10),
             }
         } else {
             Self {
@@ -63,6 +74,7 @@ impl Size {
                 services: 1000,
                 replicas: 10,
                 changes: 20,
+                idle: Duration::from_secs(30),
             }
         }
     }
@@ -85,7 +97,8 @@ pub fn measure(parts: &Parts, report: &mut Report) -> Result<()> {
         size,
     };
     let services = world.populate(&lab, report)?;
-    world.change(&services, report)?;
+    world.idle(&lab, report)?;
+    world.change(&lab, &services, report)?;
     world.weigh(&lab, report)?;
     world.restart(&mut lab, report)
 }
@@ -162,12 +175,11 @@ impl World {
         report.add(seconds(&name, begun));
         let tasks = self.size.tasks();
         step(&format!("{tasks} tasks run"), || {
-            until("tasks to run", RARE_LOOK, || {
-                Ok(self.fleet.running() >= tasks)
-            })?;
-            until("the managers to know", RARE_LOOK, || {
-                Ok(self.tasks()?.running == tasks)
-            })?;
+            WAIT_LOOKING.until("tasks to run", || Ok(self.fleet.running() >= tasks))?;
+            WAIT_LOOKING.until(
+                "the managers to know",
+                || Ok(self.tasks()?.running == tasks),
+            )?;
             settle(&self.api, self.size.agents)
         })?;
         let name = format!("{tasks} tasks run, from the first request on");
@@ -191,7 +203,20 @@ impl World {
         })
     }
 
-    fn change(&self, services: &Services, report: &mut Report) -> Result<()> {
+    /// Heartbeats alone.
+    fn idle(&self, lab: &Lab, report: &mut Report) -> Result<()> {
+        let idle = self.size.idle;
+        let processor = step(&format!("nothing happens for {idle:?}"), || {
+            let before = processor(lab)?;
+            thread::sleep(idle);
+            Ok(processor(lab)? - before)
+        })?;
+        let share = processor / idle.as_secs_f64() * 100.0;
+        report.add(Figure::new(PART, "idle, percent of one processor", share));
+        Ok(())
+    }
+
+    fn change(&self, lab: &Lab, services: &Services, report: &mut Report) -> Result<()> {
         let Size {
             agents, changes, ..
         } = self.size;
@@ -199,12 +224,14 @@ impl World {
             (&services.front, agents, "all agents hear of"),
             (&services.alone, 1, "one agent hears of"),
         ] {
-            let mut samples = Vec::new();
+            let (mut samples, mut took) = (Vec::new(), Vec::new());
             let label = format!("{changes} changes that {what}");
             step(&label, || {
                 for _ in 0..changes {
-                    samples.extend(self.scale(service, self.size.replicas + 1, hearers)?);
-                    self.scale(service, self.size.replicas, hearers)?;
+                    let scaled = self.scale(lab, service, self.size.replicas + 1, hearers)?;
+                    samples.extend(scaled.heard);
+                    took.push(scaled.processor * 1e3);
+                    self.scale(lab, service, self.size.replicas, hearers)?;
                 }
                 Ok(())
             })?;
@@ -216,39 +243,44 @@ impl World {
                     Figure::new(PART, format!("{name}: {which}"), value).detail(detail.clone()),
                 );
             }
+            let mean = took.iter().sum::<f64>() / took.len() as f64;
+            let name = format!("a change that {what}, of the daemon's processor time, ms: mean");
+            report.add(Figure::new(PART, name, mean).detail(json!({"samples": took})));
         }
         Ok(())
     }
 
-    /// Milliseconds until each of so many agents heard of the service's scaling.
-    fn scale(&self, id: &str, replicas: usize, hearers: usize) -> Result<Vec<f64>> {
+    /// Has so many agents hear of the service's scaling.
+    fn scale(&self, lab: &Lab, id: &str, replicas: usize, hearers: usize) -> Result<Scaled> {
         let mut service = self.api.get(&format!("/services/{id}"))?;
         let version = service["Version"]["Index"].as_u64().context("a version")?;
         service["Spec"]["Mode"]["Replicated"]["Replicas"] = replicas.into();
         self.fleet.watch(id.parse::<ServiceId>()?);
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), processor(lab)?);
         self.api.post(
             &format!("/services/{id}/update?version={version}"),
             &service["Spec"],
         )?;
-        until("the agents to hear of a change", LOOK, || {
+        WAIT.until("the agents to hear of a change", || {
             Ok(self.fleet.heard().len() >= hearers)
         })?;
+        let processor = processor(lab)? - before;
         let heard = self.fleet.heard();
         ensure!(heard.len() == hearers, "{} agents heard of it", heard.len());
-        until("the tasks", RARE_LOOK, || {
+        WAIT_LOOKING.until("the tasks", || {
             let there = self.size.tasks() - self.size.replicas + replicas;
             Ok(self.fleet.running() == there)
         })?;
         settle(&self.api, self.size.agents)?;
         let after = |at: &Instant| (*at - begun).as_secs_f64() * 1e3;
-        Ok(heard.iter().map(after).collect())
+        Ok(Scaled {
+            heard: heard.iter().map(after).collect(),
+            processor,
+        })
     }
 
     fn weigh(&self, lab: &Lab, report: &mut Report) -> Result<()> {
-        let node = lab.node(1);
-        let pid = node.agent_pid().context("the daemon runs")?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let status = of_daemon(lab, "status")?;
         let lines: BTreeMap<_, _> = status.lines().filter_map(|l| l.split_once(':')).collect();
         for (field, name) in [
             ("VmRSS", "resident memory of the daemon, MiB"),
@@ -258,7 +290,7 @@ impl World {
             let kib: f64 = kib.trim_end_matches(" kB").parse()?;
             report.add(Figure::new(PART, name, kib / 1024.0));
         }
-        let bytes = size_of_dir(&node.state_dir())?;
+        let bytes = size_of_dir(&lab.node(1).state_dir())?;
         report.add(Figure::new(
             PART,
             "its state directory, MiB",
@@ -275,14 +307,14 @@ impl World {
         let took = |at: Instant| (at - killed).as_secs_f64();
         let (leads, sessions, settled) = step("the manager is killed and starts again", || {
             lab.node_mut(1).start()?;
-            until("the manager to lead", LOOK, || {
+            WAIT.until("the manager to lead", || {
                 // Refused for as long as it does not.
                 let nodes = self.api.get("/nodes").unwrap_or_default();
                 let mut nodes = nodes.as_array().into_iter().flatten();
                 Ok(nodes.any(|node| node["ManagerStatus"]["Leader"] == true))
             })?;
             let leads = Instant::now();
-            until("all sessions", RARE_LOOK, || {
+            WAIT_LOOKING.until("all sessions", || {
                 Ok(self.fleet.welcomed_since(killed).len() == agents)
             })?;
             let sessions = self.fleet.welcomed_since(killed);
@@ -316,6 +348,13 @@ impl World {
     }
 }
 
+struct Scaled {
+    /// Milliseconds from the request on, of each agent.
+    heard: Vec<f64>,
+    /// Seconds of the daemon's, from the request until the last had heard.
+    processor: f64,
+}
+
 struct Tasks {
     all: usize,
     running: usize,
@@ -323,12 +362,29 @@ struct Tasks {
 
 /// Waits until so many agents and the manager's own are READY, and have what there is.
 fn settle(api: &Api, agents: usize) -> Result<()> {
-    until("every node to follow", RARE_LOOK, || {
+    WAIT_LOOKING.until("every node to follow", || {
         let rows = api.get("/swarmnet/inspect/nodes")?;
         let rows = rows.as_array().context("a list of nodes")?;
         let follows = |row: &&Value| row["state"] == "ready" && row["applied"] == row["current"];
         Ok(rows.iter().filter(follows).count() == agents + 1)
     })
+}
+
+/// A file that the kernel has of the manager's daemon.
+fn of_daemon(lab: &Lab, name: &str) -> Result<String> {
+    let pid = lab.node(1).agent_pid().context("the daemon runs")?;
+    Ok(fs::read_to_string(format!("/proc/{pid}/{name}"))?)
+}
+
+/// Seconds that the manager's daemon has had (proc_pid_stat(5): utime and stime).
+fn processor(lab: &Lab) -> Result<f64> {
+    let stat = of_daemon(lab, "stat")?;
+    // The name before may have blanks.
+    let (_, fields) = stat.rsplit_once(')').context("a name")?;
+    let times = fields.split_whitespace().skip(11).take(2);
+    let ticks: Vec<u64> = times.map(str::parse).collect::<Result<_, _>>()?;
+    ensure!(ticks.len() == 2, "no times in {stat}");
+    Ok(ticks.iter().sum::<u64>() as f64 / TICKS_PER_SECOND)
 }
 
 fn text(value: &Value) -> Result<String> {
@@ -347,16 +403,4 @@ fn size_of_dir(dir: &Path) -> Result<u64> {
         };
     }
     Ok(bytes)
-}
-
-fn until(what: &str, every: Duration, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
-    let begun = Instant::now();
-    while !look()? {
-        ensure!(
-            begun.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} in vain for {what}"
-        );
-        thread::sleep(every);
-    }
-    Ok(())
 }

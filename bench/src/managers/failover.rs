@@ -19,6 +19,7 @@ use crate::{
     Parts,
     api::{Api, Connection},
     report::{Figure, Goal, Report, quantile},
+    wait::Wait,
     way::cluster,
 };
 
@@ -28,8 +29,10 @@ const GOAL_S: f64 = 3.0;
 /// Acknowledged writes before a leader is killed, and after.
 const SETTLED: usize = 50;
 const RETRY: Duration = Duration::from_millis(2);
-const LOOK: Duration = Duration::from_millis(5);
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT: Wait = Wait {
+    most: Duration::from_secs(60),
+    look: Duration::from_millis(5),
+};
 
 /// # Errors
 /// When no manager takes over, or a killed one does not come back.
@@ -109,24 +112,15 @@ fn write(socket: &std::path::Path, node: &str) -> Result<Instant> {
 
 /// Kills the leader between writes. Returns when.
 fn kill_amid(lab: &mut Lab, leader: usize, acknowledged: impl Fn() -> usize) -> Result<Instant> {
-    until("writes to be acknowledged", || acknowledged() >= SETTLED)?;
+    WAIT.until(
+        "writes to be acknowledged",
+        || Ok(acknowledged() >= SETTLED),
+    )?;
     lab.node_mut(leader).kill()?;
     let killed = Instant::now();
     let before = acknowledged();
-    until("another leader to acknowledge writes", || {
-        acknowledged() >= before + SETTLED
+    WAIT.until("another leader to acknowledge writes", || {
+        Ok(acknowledged() >= before + SETTLED)
     })?;
     Ok(killed)
-}
-
-fn until(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
-    let begun = Instant::now();
-    while !is_so() {
-        ensure!(
-            begun.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} in vain for {what}"
-        );
-        thread::sleep(LOOK);
-    }
-    Ok(())
 }
