@@ -74,18 +74,26 @@ impl Record {
     }
 }
 
-/// The commit, with a mark when files differ from it.
+/// The commit, with a mark when files differ from it. The record itself always may.
 fn build(root: &Path) -> Result<String> {
-    let describe = ["describe", "--always", "--dirty", "--abbrev=12"];
+    let commit = git(root, &["describe", "--always", "--abbrev=12"])?;
+    let changed = ["status", "--porcelain", "--untracked-files=no", "--"];
+    let changed = git(root, &[&changed[..], &[".", ":!docs/bench.json"]].concat())?;
+    let mark = if changed.is_empty() { "" } else { "-dirty" };
+    Ok(commit + mark)
+}
+
+fn git(root: &Path, args: &[&str]) -> Result<String> {
     let output = Command::new("git")
         .arg("-C")
         .arg(root)
-        .args(describe)
+        .args(args)
         .output()
         .context("cannot run git, which tells what is measured")?;
     ensure!(
         output.status.success(),
-        "git describe: {}",
+        "git {}: {}",
+        args[0],
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
